@@ -1,0 +1,80 @@
+// What every binding needs: checks, dtypes, raw pointers, and torch's own thread pool as a
+// TaskRunner.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/dtype.h"
+#include "cpu/tasks.h"
+
+namespace snipkern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels' dtype. The op's Python checks (snipkern/ops/schema.py) come first; this guards
+// direct calls.
+inline DType kernel_dtype(const char* op, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, float16 or bfloat16");
+  }
+}
+
+// Expanded and transposed tensors reach kernels as they come: stride-0 gradients of sum(), for one.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Tasks are handed out one by one, so that a busy core takes fewer of them.
+inline void run_tasks(int64_t count, const std::function<void(int64_t)>& body) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (count <= 1 || threads <= 1) {
+    for (int64_t task = 0; task < count; ++task) body(task);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, count < threads ? count : threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t task = next++; task < count; task = next++) body(task);
+    }
+  });
+}
+
+// The five index arrays that a topology tensor packs (snipkern/topology.py).
+struct TopologyView {
+  const int32_t *ptr, *index;  // rows: [rows + 1], [nnz]
+  const int32_t *transposed_ptr, *transposed_index,
+      *transposed_order;  // columns: [cols + 1], [nnz], [nnz]
+
+  TopologyView(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
+    STD_TORCH_CHECK(topology.scalar_type() == ScalarType::Int && topology.is_contiguous() &&
+                        topology.numel() == rows + cols + 2 + 3 * nnz,
+                    op, ": topology must be the contiguous int32 index of a ", rows, " x ", cols, " mask with ", nnz,
+                    " kept weights (got ", topology.numel(), " elements, expected ", rows + cols + 2 + 3 * nnz, ")");
+    ptr = topology.const_data_ptr<int32_t>();
+    index = ptr + rows + 1;
+    transposed_ptr = index + nnz;
+    transposed_index = transposed_ptr + cols + 1;
+    transposed_order = transposed_index + nnz;
+  }
+};
+
+}  // namespace snipkern

@@ -1,0 +1,34 @@
+#include "cpu/sddmm_csr.h"
+
+#include "bindings/binding.h"
+
+namespace snipkern {
+namespace {
+
+Tensor sddmm_csr_cpu(const Tensor& a, const Tensor& b, const Tensor& topology, int64_t nnz, int64_t rows,
+                     int64_t cols) {
+  constexpr const char* kOp = "sddmm_csr";
+  STD_TORCH_CHECK(a.dim() == 2 && a.size(1) == rows, kOp, ": a must be [batch, ", rows, "]");
+  STD_TORCH_CHECK(b.dim() == 2 && b.size(0) == a.size(0) && b.size(1) == cols && b.scalar_type() == a.scalar_type(),
+                  kOp, ": b must be [", a.size(0), ", ", cols, "] of a's dtype");
+  const TopologyView view(kOp, topology, nnz, rows, cols);
+  const Tensor left = as_contiguous(a), right = as_contiguous(b);
+  Tensor values = torch::stable::new_empty(a, {nnz});
+  SddmmCsr call{};
+  call.dtype = kernel_dtype(kOp, a);
+  call.a = left.const_data_ptr();
+  call.b = right.const_data_ptr();
+  call.ptr = view.ptr;
+  call.index = view.index;
+  call.batch = a.size(0);
+  call.rows = rows;
+  call.cols = cols;
+  call.values = values.mutable_data_ptr();
+  sddmm_csr(call, run_tasks);
+  return values;
+}
+
+}  // namespace
+}  // namespace snipkern
+
+STABLE_TORCH_LIBRARY_IMPL(snipkern, CPU, m) { m.impl("sddmm_csr", TORCH_BOX(&snipkern::sddmm_csr_cpu)); }

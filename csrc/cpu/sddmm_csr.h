@@ -1,0 +1,24 @@
+// The kept entries of a^T b: the gradient of a sparse weight, one dot product over the batch each.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/dtype.h"
+#include "cpu/tasks.h"
+
+namespace snipkern {
+
+struct SddmmCsr {
+  DType dtype;
+  const void* a;         // [batch, rows], row-major
+  const void* b;         // [batch, cols], row-major
+  const int32_t* ptr;    // [rows + 1]: where each row's list begins
+  const int32_t* index;  // [nnz]: columns of each row
+  int64_t batch, rows, cols;
+  void* values;  // [nnz]: sum over the batch of a[:, row] * b[:, col]
+};
+
+// Each dot product is summed in one fixed order: the same bits for every thread count.
+void sddmm_csr(const SddmmCsr& call, const TaskRunner& run);
+
+}  // namespace snipkern

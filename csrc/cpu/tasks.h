@@ -1,0 +1,42 @@
+// How kernels run in parallel without knowing a thread pool, and the memory they reuse between
+// calls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace snipkern {
+
+// Runs body(0), ..., body(count - 1), on any threads in any order, and returns when all are done.
+// What a task computes may depend on its number only, so that results do not depend on the thread
+// count.
+using TaskRunner = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
+
+// First task of `part` when [0, total) is cut into `parts` runs of nearly equal length.
+inline int64_t part_begin(int64_t total, int64_t parts, int64_t part) {
+  return total / parts * part + (part < total % parts ? part : total % parts);
+}
+
+// How many tasks `work` multiply-adds are worth: 1 below what waking a thread costs, at most
+// `most`.
+inline int64_t task_count(double work, int64_t most) {
+  constexpr double kWorkPerTask = 100e3;
+  const double wanted = work / kWorkPerTask;
+  return wanted < 1 ? 1 : wanted < static_cast<double>(most) ? static_cast<int64_t>(wanted) : most;
+}
+
+// Cache-line aligned memory that the calling thread keeps and reuses from call to call. It grows to
+// the largest request of each slot and stays until release_scratch() or the end of the thread.
+enum class Slot { kPackedInput, kPackedGradient, kValues, kIndices, kPartial, kCount };
+void* scratch_bytes(Slot slot, size_t bytes);
+
+template <typename T>
+T* scratch(Slot slot, int64_t count) {
+  return static_cast<T*>(scratch_bytes(slot, static_cast<size_t>(count) * sizeof(T)));
+}
+
+// Frees the calling thread's scratch; returns how many bytes that were.
+size_t release_scratch();
+
+}  // namespace snipkern

@@ -1,0 +1,137 @@
+"""Which kernels run: loading, reporting and switching backends.
+
+``reference`` is plain PyTorch and always there; ``cpu`` is the compiled extension ``snipkern._C``, with one tier per
+instruction set. A backend that cannot run is reported by :func:`status` with the reason, never silently replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import platform
+from collections.abc import Generator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from snipkern.ops import reference, schema
+
+__all__ = ["BackendStatus", "active", "isa", "status", "use"]
+
+BACKENDS = ("reference", "cpu")
+ISA_TIERS = ("scalar", "avx2", "avx512")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One backend: whether it runs here, and with what or why not."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled extension, or why there is none."""
+    try:
+        module = importlib.import_module("snipkern._C")
+    except ModuleNotFoundError as error:
+        if error.name != "snipkern._C":
+            return None, f"snipkern._C failed to load: {error}"
+        return None, "snipkern._C is not built: install from source with a C++17 compiler and ninja"
+    except ImportError as error:
+        return None, f"snipkern._C failed to load: {error}"
+    try:
+        module.isa()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    return module, ""
+
+
+_extension, _reason = _load()
+_overrides: list[str] = []
+
+
+def isa() -> str | None:
+    """Instruction-set tier of the ``cpu`` backend ("scalar", "avx2", "avx512"), None where it is not built."""
+    return None if _extension is None else str(_extension.isa())
+
+
+def active(device: torch.device | str = "cpu") -> str:
+    """The backend that ops on this device use now."""
+    if _overrides:
+        return _overrides[-1]
+    return "cpu" if torch.device(device).type == "cpu" and _extension is not None else "reference"
+
+
+def status() -> list[BackendStatus]:
+    """Every backend: whether it is live, with its details, or why it is not."""
+    rows = [BackendStatus("reference", True, "plain PyTorch on any device; saves memory, no time")]
+    if _extension is None:
+        rows.append(BackendStatus("cpu", False, _reason))
+    else:
+        best = _extension.best_isa()
+        detail = f"{isa()} kernels on {platform.machine()}"
+        if isa() != best:
+            detail += f" (this processor also runs {best})"
+        rows.append(BackendStatus("cpu", True, f"{detail}, {torch.get_num_threads()} threads"))
+    rows.append(BackendStatus("triton", False, "GPU kernels are not part of this release"))
+    rows.append(BackendStatus("cuda", False, "GPU kernels are not part of this release"))
+    return rows
+
+
+def release_scratch() -> int:
+    """Frees the packing memory that the calling thread's kernels keep between calls; returns its bytes."""
+    return 0 if _extension is None else int(_extension.release_scratch())
+
+
+@contextlib.contextmanager
+def use(name: str, *, isa: str | None = None) -> Generator[None]:
+    """Runs the ops on CPU tensors with one backend, inside a ``with`` block; compiled models follow too.
+
+    Args:
+        name: ``"reference"`` or ``"cpu"``.
+        isa: For ``"cpu"``, the instruction-set tier: ``"scalar"``, ``"avx2"`` or ``"avx512"``.
+
+    Raises:
+        ValueError: For an unknown backend or tier, or one that cannot run here; the message says why.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backends.use: name must be one of {', '.join(BACKENDS)} (got {name!r})")
+    if name == "reference":
+        if isa is not None:
+            raise ValueError(f"backends.use: isa is for the cpu backend (got {isa!r})")
+        library = torch.library.Library(schema.NAMESPACE, "IMPL")
+        try:
+            for op in schema.OPS:
+                library.impl(op, getattr(reference, op), "CPU", allow_override=True)
+            with _marked(name):
+                yield
+        finally:
+            library._destroy()
+        return
+    if _extension is None:
+        raise ValueError(f"backends.use: the cpu backend cannot run ({_reason})")
+    if "reference" in _overrides:
+        raise ValueError("backends.use: cpu cannot be nested inside reference")
+    before = _extension.isa()
+    if isa is not None and not _extension.set_isa(isa):
+        raise ValueError(
+            f"backends.use: isa must be one of {', '.join(ISA_TIERS)} up to this processor's"
+            f" {_extension.best_isa()} (got {isa!r})"
+        )
+    try:
+        with _marked(name):
+            yield
+    finally:
+        _extension.set_isa(before)
+
+
+@contextlib.contextmanager
+def _marked(name: str) -> Generator[None]:
+    _overrides.append(name)
+    try:
+        yield
+    finally:
+        _overrides.pop()

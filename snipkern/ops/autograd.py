@@ -1,0 +1,114 @@
+"""Derivatives: every op's backward is made of the same ops, so that any order of differentiation works.
+
+spmm <-> spmm on the other orientation, sddmm for the values; conv2d <-> input_grad <-> weight_grad likewise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snipkern.ops.schema import NAMESPACE
+
+Gradients = tuple[Any, ...]
+ops = torch.ops.snipkern
+
+
+def spmm_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    x, values, bias, topology, ctx.rows, ctx.cols, ctx.transpose = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, values, topology)
+
+
+def spmm_backward(ctx: Any, grad: Tensor) -> Gradients:
+    x, values, topology = ctx.saved_tensors
+    size = (ctx.rows, ctx.cols)
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.spmm_csr(grad, values, None, topology, *size, not ctx.transpose)
+    if ctx.needs_input_grad[1]:
+        left, right = (x, grad) if ctx.transpose else (grad, x)
+        grad_values = ops.sddmm_csr(left, right, topology, values.shape[0], *size)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum(0)
+    return grad_x, grad_values, grad_bias, None, None, None, None
+
+
+def sddmm_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    a, b, topology, _, ctx.rows, ctx.cols = inputs
+    ctx.save_for_backward(a, b, topology)
+
+
+def sddmm_backward(ctx: Any, grad: Tensor) -> Gradients:
+    a, b, topology = ctx.saved_tensors
+    size = (ctx.rows, ctx.cols)
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_a = ops.spmm_csr(b, grad, None, topology, *size, False)
+    if ctx.needs_input_grad[1]:
+        grad_b = ops.spmm_csr(a, grad, None, topology, *size, True)
+    return grad_a, grad_b, None, None, None, None
+
+
+def conv_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    x, values, bias, topology, ctx.weight_shape, *ctx.window = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, values, topology)
+
+
+def conv_backward(ctx: Any, grad: Tensor) -> Gradients:
+    x, values, topology = ctx.saved_tensors
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.conv2d_csr_input_grad(grad, values, topology, ctx.weight_shape, x.shape[2:], *ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_values = ops.conv2d_csr_weight_grad(grad, x, topology, values.shape[0], ctx.weight_shape, *ctx.window)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3))
+    return grad_x, grad_values, grad_bias, None, None, None, None, None
+
+
+def input_grad_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    grad, values, topology, ctx.weight_shape, _, *ctx.window = inputs
+    ctx.save_for_backward(grad, values, topology)
+
+
+def input_grad_backward(ctx: Any, grad_x: Tensor) -> Gradients:
+    grad, values, topology = ctx.saved_tensors
+    grad_grad = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.conv2d_csr(grad_x, values, None, topology, ctx.weight_shape, *ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_values = ops.conv2d_csr_weight_grad(grad, grad_x, topology, values.shape[0], ctx.weight_shape, *ctx.window)
+    return grad_grad, grad_values, None, None, None, None, None, None
+
+
+def weight_grad_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    grad, x, topology, _, ctx.weight_shape, *ctx.window = inputs
+    ctx.save_for_backward(grad, x, topology)
+
+
+def weight_grad_backward(ctx: Any, grad_values: Tensor) -> Gradients:
+    grad, x, topology = ctx.saved_tensors
+    grad_grad = grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops.conv2d_csr(x, grad_values, None, topology, ctx.weight_shape, *ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_x = ops.conv2d_csr_input_grad(grad, grad_values, topology, ctx.weight_shape, x.shape[2:], *ctx.window)
+    return grad_grad, grad_x, None, None, None, None, None, None
+
+
+FORMULAS = {
+    "spmm_csr": (spmm_backward, spmm_context),
+    "sddmm_csr": (sddmm_backward, sddmm_context),
+    "conv2d_csr": (conv_backward, conv_context),
+    "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),
+    "conv2d_csr_weight_grad": (weight_grad_backward, weight_grad_context),
+}
+
+
+def register() -> None:
+    for name, (backward, setup_context) in FORMULAS.items():
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)

@@ -1,0 +1,123 @@
+"""Every op in plain PyTorch: the executable specification, the tests' oracle, and the fallback where nothing is compiled.
+
+They compute through a dense weight made for the moment, so they cost what dense layers cost, and a scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from snipkern.ops import schema
+from snipkern.topology import flat_index
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dense_weight(values: Tensor, topology: Tensor, rows: int, cols: int) -> Tensor:
+    """``[rows, cols]`` in the sums' dtype, zero where pruned."""
+    weight = values.new_zeros(rows * cols, dtype=sum_dtype(values.dtype))
+    weight[flat_index(topology, rows, cols, values.shape[0])] = values.to(weight.dtype)
+    return weight.view(rows, cols)
+
+
+def spmm_csr(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    topology: Tensor,
+    rows: int,
+    cols: int,
+    transpose: bool,
+) -> Tensor:
+    schema.spmm_csr(x, values, bias, topology, rows, cols, transpose)
+    weight = dense_weight(values, topology, rows, cols)
+    y = x.to(weight.dtype) @ (weight if transpose else weight.t())
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def sddmm_csr(a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols: int) -> Tensor:
+    schema.sddmm_csr(a, b, topology, nnz, rows, cols)
+    dtype = sum_dtype(a.dtype)
+    product = a.to(dtype).t() @ b.to(dtype)
+    return product.reshape(-1)[flat_index(topology, rows, cols, nnz)].to(a.dtype)
+
+
+def conv2d_csr(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    topology: Tensor,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    schema.conv2d_csr(x, values, bias, topology, weight_shape, stride, padding, dilation)
+    rows = weight_shape[0]
+    weight = dense_weight(values, topology, rows, topology_cols(weight_shape)).view(*weight_shape)
+    bias = None if bias is None else bias.to(weight.dtype)
+    y = torch.conv2d(x.to(weight.dtype), weight, bias, stride, padding, dilation)
+    return y.to(x.dtype).contiguous()
+
+
+def conv2d_csr_input_grad(
+    grad: Tensor,
+    values: Tensor,
+    topology: Tensor,
+    weight_shape: Sequence[int],
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    schema.conv2d_csr_input_grad(grad, values, topology, weight_shape, size, stride, padding, dilation)
+    rows = weight_shape[0]
+    weight = dense_weight(values, topology, rows, topology_cols(weight_shape)).view(*weight_shape)
+    x = grad.new_empty(grad.shape[0], weight_shape[1], *size, dtype=weight.dtype)
+    return dense_backward(grad.to(weight.dtype), x, weight, stride, padding, dilation, 0).to(grad.dtype)
+
+
+def conv2d_csr_weight_grad(
+    grad: Tensor,
+    x: Tensor,
+    topology: Tensor,
+    nnz: int,
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    schema.conv2d_csr_weight_grad(grad, x, topology, nnz, weight_shape, stride, padding, dilation)
+    dtype = sum_dtype(grad.dtype)
+    weight = grad.new_empty(*weight_shape, dtype=dtype)
+    dense = dense_backward(grad.to(dtype), x.to(dtype), weight, stride, padding, dilation, 1)
+    index = flat_index(topology, weight_shape[0], topology_cols(weight_shape), nnz)
+    return dense.reshape(-1)[index].to(grad.dtype)
+
+
+def topology_cols(weight_shape: Sequence[int]) -> int:
+    """Columns of a convolution weight seen as ``[O, C * kh * kw]``."""
+    return weight_shape[1] * weight_shape[2] * weight_shape[3]
+
+
+def dense_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    which: int,
+) -> Tensor:
+    """A dense convolution's gradient with respect to its input (0) or its weight (1)."""
+    wanted = [which == 0, which == 1, False]
+    gradients = torch.ops.aten.convolution_backward(
+        grad.contiguous(), x, weight, None, stride, padding, dilation, False, [0, 0], 1, wanted
+    )
+    return gradients[which].contiguous()
