@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the executable specification, the tests' oracle, and the fallback where nothing is compiled.
+"""Every op in plain PyTorch: the executable specification, the tests' oracle, the fallback where nothing is compiled.
 
 They compute through a dense weight made for the moment, so they cost what dense layers cost, and a scatter.
 """
