@@ -3,6 +3,8 @@ import random
 
 import pytest
 import torch
+from nets import make_cnn, make_mlp
+from torch import nn
 
 SEED = int(os.environ.get("SNIPKERN_TEST_SEED", random.SystemRandom().randrange(2**32)))
 
@@ -22,3 +24,30 @@ def restore_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mlp() -> nn.Sequential:
+    return make_mlp()
+
+
+@pytest.fixture
+def cnn() -> nn.Sequential:
+    return make_cnn()
+
+
+@pytest.fixture
+def vectors() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Four batches for the MLP."""
+    return [(torch.randn(16, 20), torch.randint(0, 5, (16,))) for _ in range(4)]
+
+
+@pytest.fixture
+def images() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two batches for the CNN."""
+    return [(torch.randn(6, 3, 8, 8), torch.randint(0, 5, (6,))) for _ in range(2)]
