@@ -235,7 +235,7 @@ class TestStateDict:
 
     def test_missing_and_misshapen_weights_are_reported(self, pair):
         _, sparse, _ = pair
-        with pytest.raises(RuntimeError, match='Missing key.*"weight_values"'):
+        with pytest.raises(RuntimeError, match=r'Missing key.*"weight_values"'):
             sparse.load_state_dict({"bias": sparse.bias})
         with pytest.raises(RuntimeError, match=r"weight: shape must be"):
             sparse.load_state_dict({"bias": sparse.bias, "weight": torch.zeros(2, 2)})
