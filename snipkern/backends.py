@@ -64,6 +64,11 @@ def best_isa() -> str | None:
     return None if _extension is None else str(_extension.best_isa())
 
 
+def missing_kernels() -> str:
+    """Why CPU tensors run on the reference although nobody asked for it; empty where they don't."""
+    return _reason
+
+
 def active(device: torch.device | str = "cpu") -> str:
     """The backend that ops on this device use now."""
     if _overrides:

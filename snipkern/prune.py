@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from snipkern import backends, optim, report
 from snipkern import engine as engines
-from snipkern import optim, report
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
@@ -259,6 +260,10 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
     ]
     if optimizer is not None:
         optim.check(optimizer, conversions)
+    if any(layer.engine == "csr" for layer in pruned.layers) and backends.missing_kernels():
+        warnings.warn(
+            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
+        )
     convert.apply_(model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)

@@ -20,6 +20,15 @@ def generator():
 
 
 @pytest.fixture
+def one_thread():
+    """For many steps of tiny models, where waking a second thread is most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def restore_threads():
     threads = torch.get_num_threads()
     yield

@@ -26,6 +26,8 @@ OPTIMIZERS = {
     "rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
 }
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def step(model, optimizer, batch, masks=None) -> None:
     optimizer.zero_grad()

@@ -14,6 +14,8 @@ from torch import nn
 import snipkern as sk
 from snipkern.testing import run_on, tiers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def expected_mask(model: nn.Module, batch, kept: int, names: list[str]) -> dict[str, torch.Tensor]:
     """The top of a materialised |g * w|, ties by index: what selection must equal to the bit."""
@@ -418,9 +420,11 @@ def test_parametrized_and_lazy_models_are_refused(vectors):
 
 def test_report_shows_every_layer_and_warns_of_cut_ones(vectors):
     model = make_mlp()
-    with torch.no_grad():
-        model[2].weight.mul_(1e-12)
-    text = str(sk.plan(model, vectors, keep=40))
+    text = str(
+        sk.plan(
+            model, vectors, keep=40, loss_fn=lambda m, b: F.cross_entropy(m(b[0]).detach() + m[4](torch.ones(17)), b[1])
+        )
+    )
     for fragment in ("0.weight", "33 x 20", "Linear", "3 parameters", f"{40 / 1306:.2%}"):
         assert fragment in text
     assert "nothing is kept of 0.weight, 2.weight" in text
@@ -431,3 +435,9 @@ def test_unused_parameters_score_zero(vectors):
     model.spare = nn.Linear(4, 4)
     masks = sk.plan(model, vectors, keep=0.2, loss_fn=lambda m, b: F.cross_entropy(m[:5](b[0]), b[1])).masks
     assert masks["spare.weight"].count() == 0
+
+
+def test_missing_kernels_are_said_once_at_pruning(monkeypatch, mlp, vectors):
+    monkeypatch.setattr(sk.backends, "_reason", "snipkern._C is not built: no compiler")
+    with pytest.warns(UserWarning, match="reference kernels, slower than dense: snipkern._C is not built: no compiler"):
+        sk.prune_(mlp, vectors, keep=0.1, engine="csr")

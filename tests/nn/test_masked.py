@@ -13,6 +13,8 @@ import snipkern as sk
 from snipkern.nn.masked import guards
 from snipkern.testing import random_mask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def masked(module: nn.Module, name: str = "weight") -> sk.Mask:
     mask = random_mask(tuple(module.get_parameter(name).shape), 0.4, torch.Generator().manual_seed(2))
