@@ -30,6 +30,10 @@ class Cost:
     element: float
     product: float
 
+    def microseconds(self, rows: int, elements: int, products: int) -> float:
+        """Time of one training step on ``rows`` rows, each of so many elements read and written and products."""
+        return self.call + 1e-3 * rows * (self.element * elements + self.product * products)
+
 
 # Measured with benchmarks/layers.py on one AVX-512 server core; dense is torch's default nn.Linear and nn.Conv2d.
 DENSE = {"linear": Cost(31.0, 0.0, 0.0160), "conv": Cost(60.0, 0.1, 0.0120)}
@@ -84,12 +88,7 @@ def choose(
         where = "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
         return Choice("csr", f"reference kernels ({where}): less memory, no gain in time")
     rows = rows or ASSUMED_ROWS
-    sparse = _time(SPARSE[tier][kind], rows, inputs + outputs, kept)
-    dense = _time(DENSE[kind], rows, inputs + outputs, numel) + GUARD.call
+    sparse = SPARSE[tier][kind].microseconds(rows, inputs + outputs, kept)
+    dense = DENSE[kind].microseconds(rows, inputs + outputs, numel) + GUARD.call
     ratio = f"predicted {dense / sparse:.1f}x dense for {rows} rows"
     return Choice("csr", ratio) if sparse < dense else Choice("masked", f"csr would be slower: {ratio}")
-
-
-def _time(cost: Cost, rows: int, elements: int, products: int) -> float:
-    """Microseconds of one training step."""
-    return cost.call + 1e-3 * rows * (cost.element * elements + cost.product * products)

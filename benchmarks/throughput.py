@@ -1,0 +1,112 @@
+"""How fast selection, sparse layers and whole training steps are, against what else could be used.
+
+    python benchmarks/throughput.py                           everything, under 3 minutes on 2 cores
+    python benchmarks/throughput.py --cases layers,models     some groups
+    python benchmarks/throughput.py --json out.json           raw medians and quartiles, with the machine
+    python benchmarks/throughput.py --quick                   tiny sizes: does everything run?
+
+All that is compared is timed in turns in one process. Read the ratios: absolute times are this machine's, today.
+Run it on a quiet machine; the load average is printed and saved. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import machine
+import tables
+import torch
+from cases import GROUPS, Result, cases, run
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from timing import NORMAL, QUICK
+from verdicts import acceptance, judgements
+
+FORMAT = 1
+WIDTH = 150
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=_groups, default=GROUPS, help=f"comma-separated, of {', '.join(GROUPS)}")
+    parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
+    parser.add_argument("--device", choices=("cpu",), default="cpu", help="this release has kernels for the CPU alone")
+    return parser.parse_args(arguments)
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    unknown = [name for name in chosen if name not in GROUPS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"cases must be of {', '.join(GROUPS)} (got {', '.join(map(repr, unknown))})")
+    return chosen
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"threads must be a positive integer (got {text!r})")
+    return int(text)
+
+
+def measure(args: argparse.Namespace, console: Console) -> list[Result]:
+    """Runs the chosen cases under a progress bar."""
+    chosen = cases(args.cases, args.quick)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    results: list[Result] = []
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for case in chosen:
+            # No refreshing thread: it would take turns with what is timed.
+            progress.update(task, description=f"{case.group}: {case.name}", refresh=True)
+            results.append(run(case, QUICK if args.quick else NORMAL))
+            progress.advance(task)
+            progress.refresh()
+    return results
+
+
+def document(results: Sequence[Result], args: argparse.Namespace, before: dict[str, Any], seconds: float) -> dict:
+    """The whole run as plain JSON values; times in seconds per call, memory in bytes."""
+    return {
+        "format": FORMAT,
+        "machine": before,
+        "load_average_after": machine.load_average(),
+        "seconds": round(seconds, 1),
+        "arguments": {"cases": list(args.cases), "quick": args.quick, "device": args.device},
+        "results": [asdict(result) for result in results],
+        "auto_misjudged": [asdict(judgement) for judgement in judgements(results)],
+        "acceptance": [asdict(verdict) for verdict in acceptance(results)],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    before = machine.describe()
+    console.print(
+        f"{before['cpu']}, {before['cores']} cores, {before['isa'] or 'no compiled'} kernels, torch {before['torch']}"
+        f" with {before['threads']} threads, load average {before['load_average']}",
+        highlight=False,
+    )
+    start = time.perf_counter()
+    results = measure(args, console)
+    seconds = time.perf_counter() - start
+    tables.show(results, console)
+    console.print(f"{len(results)} cases in {seconds:.0f} s, load average afterwards {machine.load_average()}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(document(results, args, before, seconds), indent=1) + "\n")
+        console.print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The benchmark runs whole at tiny sizes, its timer takes turns, and its verdicts follow from the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import calibrate
+import layer_cases
+import model_cases
+import numpy as np
+import pytest
+import throughput
+import torch
+import verdicts
+from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, Result, cases
+from timing import Effort, Timing, interleave
+
+from snipkern import backends
+from snipkern.engine import Cost
+
+compiled = pytest.mark.skipif(backends.best_isa() is None, reason="the cpu backend is not built")
+
+
+class FakeMachine:
+    """A clock that only work moves: each function takes a time of its own, and is written down."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def worker(self, name: str, *seconds: float):
+        """Takes these times in turn, the last one from then on."""
+        times = list(seconds)
+
+        def work() -> None:
+            self.log.append(name)
+            self.now += times.pop(0) if len(times) > 1 else times[0]
+
+        return work
+
+
+EFFORT = Effort(seconds=10.0, least=3, most=10, sample=0.5)
+
+
+def test_contenders_take_turns():
+    machine = FakeMachine()
+    found = interleave({"a": machine.worker("a", 1.0), "b": machine.worker("b", 1.0)}, EFFORT, machine.clock)
+    assert machine.log == ["a", "a", "b", "b"] + ["a", "b"] * 10
+    assert found["a"] == Timing(1.0, 1.0, 1.0, 10, 1)
+
+
+def test_slow_ones_sit_out_rounds_evenly():
+    machine = FakeMachine()
+    found = interleave({"fast": machine.worker("f", 1.0), "slow": machine.worker("s", 100.0)}, EFFORT, machine.clock)
+    assert (found["fast"].samples, found["slow"].samples) == (10, 3)
+    turns = "".join(machine.log[4:])
+    assert turns == "ffffsfffsfffs"
+
+
+def test_fast_ones_are_called_several_times_a_sample():
+    machine = FakeMachine()
+    found = interleave({"tiny": machine.worker("t", 0.125)}, EFFORT, machine.clock)
+    assert found["tiny"] == Timing(0.125, 0.125, 0.125, 10, 4)
+    assert len(machine.log) == 2 + 4 * 10
+
+
+def test_median_and_quartiles_leave_out_warm_up_and_outliers():
+    machine = FakeMachine()
+    worker = machine.worker("w", 900.0, 1.0, 1.0, 2.0, 3.0, 4.0, 500.0)
+    found = interleave({"w": worker}, Effort(5.0, 3, 5, 0.5), machine.clock)["w"]
+    assert found == Timing(3.0, 2.0, 4.0, 5, 1)
+
+
+def test_the_collector_is_off_while_the_clock_runs_and_back_on_after_an_error():
+    import gc
+
+    calls: list[bool] = []
+
+    def work() -> None:
+        calls.append(gc.isenabled())
+        if len(calls) == 4:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        interleave({"w": work}, Effort(1e-9, 3, 3, 0.0))
+    assert calls == [True, True, False, False]
+    assert gc.isenabled()
+
+
+def finite_numbers(value: object) -> int:
+    """Checks all numbers in a JSON value; returns how many there are."""
+    if isinstance(value, dict):
+        return sum(map(finite_numbers, value.values()))
+    if isinstance(value, list):
+        return sum(map(finite_numbers, value))
+    if isinstance(value, float):
+        assert math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@compiled
+def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
+    path = tmp_path / "folder" / "out.json"
+    throughput.main(["--quick", "--threads", "1", "--json", str(path)])
+    content = json.loads(path.read_text())
+    assert finite_numbers(content) > 200
+    assert content["format"] == throughput.FORMAT
+    assert content["machine"]["threads"] == 1
+    assert content["machine"]["isa"] == backends.isa()
+    assert {"cpu", "cores", "torch", "date", "load_average", "commit"} <= content["machine"].keys()
+    results = content["results"]
+    assert [(r["group"], r["name"]) for r in results] == [(c.group, c.name) for c in cases(quick=True)]
+    assert {r["group"] for r in results} == set(GROUPS)
+    for result in results:
+        assert not [note for note in result["notes"] if "WRONG" in note or "off by" in note]
+        for timing in result["timings"].values():
+            assert 0 < timing["lower"] <= timing["median"] <= timing["upper"]
+            assert timing["samples"] >= 3
+    linear = next(r for r in results if r["group"] == "layers" and r["settings"]["kind"] == "linear")
+    assert {"snipkern", "torch", "onednn", "bf16", "snipkern bf16", "torch csr"} <= linear["timings"].keys()
+    conv = next(r for r in results if r["group"] == "layers" and r["settings"]["kind"] == "conv")
+    assert {"snipkern", "torch", "channels_last", "bf16", "snipkern bf16"} <= conv["timings"].keys()
+    median = {name: timing["median"] for name, timing in linear["timings"].items()}
+    assert linear["ratios"]["torch"] == pytest.approx(median["torch"] / median["snipkern"])
+    shown = capsys.readouterr().out
+    for title in ("selection", "layers at 5 %", "density sweep", "training steps", "memory held"):
+        assert title in shown
+    assert "acceptance" not in shown  # tiny sizes prove nothing
+
+
+def test_groups_can_be_chosen_and_unknown_ones_are_refused(capsys):
+    assert {case.group for case in cases(throughput.parse(["--cases", "memory,models"]).cases)} == {"models", "memory"}
+    with pytest.raises(SystemExit):
+        throughput.parse(["--cases", "layers,speed"])
+    assert "cases must be of selection, layers, density, models, memory (got 'speed')" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        throughput.parse(["--threads", "0"])
+    assert "threads must be a positive integer (got '0')" in capsys.readouterr().err
+
+
+def test_a_contender_with_a_wrong_result_is_left_out(monkeypatch):
+    right = layer_cases.Layer.torch_default
+
+    def broken(self):
+        step = right(self)
+        return lambda: tuple(2 * t for t in step())
+
+    monkeypatch.setattr(layer_cases.Layer, "onednn", broken)
+    contenders, _, notes = layer_cases.build(QUICK_LAYERS[0], 0.5)
+    assert "onednn" not in contenders and "torch" in contenders
+    assert any(note.startswith("onednn is left out, its y is off by") for note in notes)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_bytes_are_those_of_kept_weights(optimizer):
+    net = QUICK_NETS[0]
+    _, pruned, handle = model_cases._pair(net, optimizer, "csr")
+    pruned.step()
+    held = pruned.held_bytes()
+    trained = 4 * (handle.kept + 2 * 96)
+    moments = {"sgd": 1, "adamw": 2}[optimizer]
+    steps = {"sgd": 0, "adamw": 4 * 4}[optimizer]
+    words = 2 * 8 * math.ceil(96 * 96 / 64)
+    assert held["parameters"] == held["gradients"] == trained
+    assert held["optimizer"] == moments * trained + steps
+    assert held["index"] == words + 2 * 4 * (2 * 96 + 2) + 3 * 4 * handle.kept
+
+
+def steady(seconds: float, spread: float = 0.0) -> Timing:
+    return Timing(seconds, seconds - spread, seconds + spread, 9, 1)
+
+
+def layer(auto: str, sparse: Timing, dense: Timing) -> Result:
+    timings = {"snipkern": sparse, "torch": dense}
+    return Result("layers", "layer", {"density": 0.05}, timings, {}, {"auto": auto, "reason": "predicted"})
+
+
+def test_choices_are_judged_beyond_noise():
+    slow, fast, vague = steady(2.0), steady(1.0), steady(1.5, spread=0.6)
+    assert [j.ratio for j in verdicts.judgements([layer("csr", slow, fast)])] == [0.5]
+    assert [j.ratio for j in verdicts.judgements([layer("masked", fast, slow)])] == [2.0]
+    assert verdicts.judgements([layer("csr", fast, slow), layer("masked", slow, fast)]) == []
+    assert verdicts.judgements([layer("csr", vague, fast), layer("masked", vague, slow)]) == []
+
+
+def test_break_even_is_read_off_between_points():
+    assert verdicts.break_even([(0.01, 4.0), (0.04, 1.0)]) == pytest.approx(0.04)
+    assert verdicts.break_even([(0.01, 4.0), (0.1, 2.0), (0.4, 0.5)]) == pytest.approx(0.2)
+    assert verdicts.break_even([(0.01, 4.0), (0.5, 1.5)]) is None
+    assert verdicts.break_even([(0.01, 0.9), (0.5, 0.2)]) == 0.01
+
+
+def test_acceptance_compares_steps_and_bytes():
+    settings = {"net": verdicts.ACCEPTED_NET}
+    dense = {"parameters": 100, "gradients": 100, "optimizer": 200}
+    pruned = {"parameters": 12, "gradients": 12, "optimizer": 24, "index": 900, "scratch": 900}
+    steps = Result("models", "mlp", settings, {}, {"torch": 3.99})
+    held = Result("memory", "mlp", settings, facts={"dense": dense, "snipkern": pruned})
+    other = Result("models", "lenet", {"net": "another"}, {}, {"torch": 0.1})
+    assert [(v.passed, v.measured) for v in verdicts.acceptance([steps, held, other])] == [
+        (False, "4.0x"),
+        (True, "12.0%"),
+    ]
+
+
+def test_calibration_recovers_the_constants_it_was_made_from():
+    truth = Cost(120.0, 0.5, 0.0625)
+    work = [(size, 2 * size, size) for size in (8, 64, 512, 4096)] + [(128, 64, size) for size in (10, 1000, 100000)]
+    samples = [calibrate.Sample("avx512", "linear", "any", *w, truth.microseconds(*w)) for w in work]
+    found = calibrate.fit(samples)
+    assert np.allclose([found.cost.call, found.cost.element, found.cost.product], [120.0, 0.5, 0.0625])
+    assert abs(found.worst_error) < 1e-6
+
+
+def test_calibration_never_gives_negative_costs():
+    samples = [calibrate.Sample("dense", "conv", str(n), n, n, n, 10.0 - n) for n in (1, 2, 3)]
+    cost = calibrate.fit(samples).cost
+    assert min(cost.call, cost.element, cost.product) >= 0
+
+
+@compiled
+def test_quick_calibration_prints_the_tables_of_the_engine(capsys, restore_threads, tmp_path):
+    calibrate.main(["--quick", "--tiers", "scalar", "--json", str(tmp_path / "fit.json")])
+    shown = capsys.readouterr().out
+    start, end = shown.index("DENSE = {"), shown.rindex("}\n") + 1
+    tables: dict[str, dict] = {}
+    exec(shown[start:end], {"Cost": Cost}, tables)
+    assert tables["DENSE"].keys() == tables["SPARSE"]["scalar"].keys() == {"linear", "conv"}
+    content = json.loads((tmp_path / "fit.json").read_text())
+    assert finite_numbers(content) > 20 and content["machine"]["threads"] == 1
+    assert torch.get_num_threads() == 1
