@@ -1,6 +1,34 @@
-"""snipkern: prune a network before training, then compute only what is left."""
+"""snipkern: prune a network before training, then compute only what is left.
 
-from snipkern import backends, ops
+>>> import snipkern as sk
+>>> pruned = sk.prune_(model, loader, keep=0.05)   # score, select, convert; in place
+>>> print(pruned)                                  # per layer: shape, kept, density, engine and why
+"""
+
+from snipkern import backends, nn, ops
+from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.masks import Mask
+from snipkern.nn.convert import masks, to_dense_
+from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
+from snipkern.score import score
+from snipkern.select import select
 
-__all__ = ["Mask", "backends", "ops"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "Mask",
+    "Plan",
+    "Pruned",
+    "backends",
+    "dense_state_dict",
+    "load_",
+    "masks",
+    "nn",
+    "ops",
+    "plan",
+    "prune_",
+    "score",
+    "select",
+    "sparsify_",
+    "to_dense_",
+]

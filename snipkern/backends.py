@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import platform
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,7 +18,7 @@ import torch
 
 from snipkern.ops import reference, schema
 
-__all__ = ["BackendStatus", "active", "isa", "status", "use"]
+__all__ = ["BackendStatus", "active", "best_isa", "isa", "release_scratch", "status", "use"]
 
 BACKENDS = ("reference", "cpu")
 ISA_TIERS = ("scalar", "avx2", "avx512")
@@ -58,6 +59,11 @@ def isa() -> str | None:
     return None if _extension is None else str(_extension.isa())
 
 
+def best_isa() -> str | None:
+    """The best tier of the ``cpu`` backend that this processor runs, None where the backend is not built."""
+    return None if _extension is None else str(_extension.best_isa())
+
+
 def active(device: torch.device | str = "cpu") -> str:
     """The backend that ops on this device use now."""
     if _overrides:
@@ -71,7 +77,7 @@ def status() -> list[BackendStatus]:
     if _extension is None:
         rows.append(BackendStatus("cpu", False, _reason))
     else:
-        best = _extension.best_isa()
+        best = best_isa()
         detail = f"{isa()} kernels on {platform.machine()}"
         if isa() != best:
             detail += f" (this processor also runs {best})"
@@ -104,8 +110,11 @@ def use(name: str, *, isa: str | None = None) -> Generator[None]:
             raise ValueError(f"backends.use: isa is for the cpu backend (got {isa!r})")
         library = torch.library.Library(schema.NAMESPACE, "IMPL")
         try:
-            for op in schema.OPS:
-                library.impl(op, getattr(reference, op), "CPU", allow_override=True)
+            with warnings.catch_warnings():
+                # Overriding the compiled kernel is the purpose here, not an accident worth telling the user.
+                warnings.filterwarnings("ignore", message="Warning only once for all operators")
+                for op in schema.OPS:
+                    library.impl(op, getattr(reference, op), "CPU", allow_override=True)
             with _marked(name):
                 yield
         finally:
@@ -118,8 +127,7 @@ def use(name: str, *, isa: str | None = None) -> Generator[None]:
     before = _extension.isa()
     if isa is not None and not _extension.set_isa(isa):
         raise ValueError(
-            f"backends.use: isa must be one of {', '.join(ISA_TIERS)} up to this processor's"
-            f" {_extension.best_isa()} (got {isa!r})"
+            f"backends.use: isa must be one of {', '.join(ISA_TIERS)} up to this processor's {best_isa()} (got {isa!r})"
         )
     try:
         with _marked(name):

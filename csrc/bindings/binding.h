@@ -6,23 +6,19 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "bindings/checks.h"
 #include "cpu/dtype.h"
 #include "cpu/tasks.h"
 
 namespace snipkern {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// The kernels' dtype. The op's Python checks (snipkern/ops/schema.py) come first; this guards
-// direct calls.
+// The kernels' dtype, of a tensor that passed require_float().
 inline DType kernel_dtype(const char* op, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -34,7 +30,7 @@ inline DType kernel_dtype(const char* op, const Tensor& tensor) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, float16 or bfloat16");
+      throw std::logic_error(std::string(op) + ": no kernel for this dtype");
   }
 }
 
@@ -65,10 +61,7 @@ struct TopologyView {
       *transposed_order;  // columns: [cols + 1], [nnz], [nnz]
 
   TopologyView(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
-    STD_TORCH_CHECK(topology.scalar_type() == ScalarType::Int && topology.is_contiguous() &&
-                        topology.numel() == rows + cols + 2 + 3 * nnz,
-                    op, ": topology must be the contiguous int32 index of a ", rows, " x ", cols, " mask with ", nnz,
-                    " kept weights (got ", topology.numel(), " elements, expected ", rows + cols + 2 + 3 * nnz, ")");
+    require_topology(op, topology, nnz, rows, cols);
     ptr = topology.const_data_ptr<int32_t>();
     index = ptr + rows + 1;
     transposed_ptr = index + nnz;

@@ -8,9 +8,11 @@ namespace {
 Tensor sddmm_csr_cpu(const Tensor& a, const Tensor& b, const Tensor& topology, int64_t nnz, int64_t rows,
                      int64_t cols) {
   constexpr const char* kOp = "sddmm_csr";
-  STD_TORCH_CHECK(a.dim() == 2 && a.size(1) == rows, kOp, ": a must be [batch, ", rows, "]");
-  STD_TORCH_CHECK(b.dim() == 2 && b.size(0) == a.size(0) && b.size(1) == cols && b.scalar_type() == a.scalar_type(),
-                  kOp, ": b must be [", a.size(0), ", ", cols, "] of a's dtype");
+  require_float(kOp, "a", a);
+  SNIPKERN_REQUIRE(a.dim() == 2 && a.size(1) == rows, kOp, Sizes{a}, "a must be [batch, " << rows << "]");
+  SNIPKERN_REQUIRE(b.dim() == 2 && b.size(1) == cols && b.size(0) == a.size(0), kOp, Sizes{b},
+                   "b must be [" << a.size(0) << ", " << cols << "]");
+  require_like(kOp, "b", b, a, "a");
   const TopologyView view(kOp, topology, nnz, rows, cols);
   const Tensor left = as_contiguous(a), right = as_contiguous(b);
   Tensor values = torch::stable::new_empty(a, {nnz});

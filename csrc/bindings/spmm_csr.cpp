@@ -9,12 +9,11 @@ Tensor spmm_csr_cpu(const Tensor& x, const Tensor& values, const std::optional<T
                     int64_t rows, int64_t cols, bool transpose) {
   constexpr const char* kOp = "spmm_csr";
   const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == inputs, kOp, ": x must be [batch, ", inputs, "]");
-  STD_TORCH_CHECK(values.dim() == 1 && values.scalar_type() == x.scalar_type(), kOp,
-                  ": values must be [kept] of x's dtype");
-  STD_TORCH_CHECK(
-      !bias.has_value() || (bias->dim() == 1 && bias->size(0) == outputs && bias->scalar_type() == x.scalar_type()),
-      kOp, ": bias must be [", outputs, "] of x's dtype");
+  require_float(kOp, "x", x);
+  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
+  SNIPKERN_REQUIRE(values.dim() == 1, kOp, Sizes{values}, "values must be [kept]");
+  require_like(kOp, "values", values, x, "x");
+  require_bias(kOp, bias, outputs, x);
   const TopologyView view(kOp, topology, values.numel(), rows, cols);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();

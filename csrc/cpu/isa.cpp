@@ -39,11 +39,12 @@ const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 Isa best_isa() {
 #if defined(__x86_64__)
-  // The same features that foreach_tier.h compiles for.
+  // What foreach_tier.h compiles for. Its f16c, lzcnt and popcnt come with every processor that has AVX2 and FMA, and
+  // older clangs cannot ask for f16c.
   static const Isa best = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return avx2 && avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kScalar;

@@ -81,7 +81,7 @@ inline void narrow(Half* to, Vec<float> value) {
   // Adding 0.5 aligns a subnormal's last bit with the last bit of the sum, which rounds it.
   const IntVec half_bits = IntVec{} + 0x3f000000;
   const IntVec subnormal = (IntVec)((Vec<float>)magnitude + (Vec<float>)half_bits) - half_bits;
-  const IntVec normal = (magnitude + (((15 - 127) << 23) + 0xfff) + ((magnitude >> 13) & 1)) >> 13;
+  const IntVec normal = (magnitude + (0xfff - ((127 - 15) << 23)) + ((magnitude >> 13) & 1)) >> 13;
   const IntVec is_subnormal = magnitude < 0x38800000;
   const IntVec is_nan = magnitude > 0x7f800000;
   const IntVec is_large = magnitude >= 0x47800000;
@@ -114,31 +114,23 @@ inline void narrow_partial(T* to, Vec<accumulator_t<T>> value, int count) {
   std::memcpy(to, padded, count * sizeof(T));
 }
 
-// The same index type as a shuffle of Vec<A> wants.
-template <int kBytes>
-struct ShuffleIndex;
-template <>
-struct ShuffleIndex<4> {
-  using type = Vec<int32_t>;
-};
-template <>
-struct ShuffleIndex<8> {
-  using type = Vec<int64_t>;
-};
+// Lanes 2i and 2i + 1 come from lane i of a and of b, counted from the lower (or, with kUpper, upper) half.
+template <bool kUpper, typename A, int... kLane>
+inline __attribute__((always_inline)) Vec<A> interleave(Vec<A> a, Vec<A> b, std::integer_sequence<int, kLane...>) {
+  constexpr int kN = kLanes<A>;
+  constexpr int kFirst = kUpper ? kN / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + (kLane % 2) * kN)...);
+#else  // GCC knows __builtin_shufflevector from version 12 on
+  using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, Vec<Index>{(kFirst + kLane / 2 + (kLane % 2) * kN)...});
+#endif
+}
 
 // a0 b0 a1 b1 ... of the lower (or, with kUpper, upper) halves.
 template <bool kUpper, typename A>
 inline __attribute__((always_inline)) Vec<A> interleave(Vec<A> a, Vec<A> b) {
-  constexpr int kN = kLanes<A>;
-  typename ShuffleIndex<sizeof(A)>::type index{};
-  for (int i = 0; i < kN; ++i) index[i] = (kUpper ? kN / 2 : 0) + i / 2 + (i % 2) * kN;
-#if defined(__clang__)
-  Vec<A> result;
-  for (int i = 0; i < kN; ++i) result[i] = index[i] < kN ? a[index[i]] : b[index[i] - kN];
-  return result;
-#else
-  return __builtin_shuffle(a, b, index);
-#endif
+  return interleave<kUpper, A>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
 }
 
 // In-place transpose of lanes x lanes elements: log2(lanes) rounds of a perfect shuffle.

@@ -70,6 +70,7 @@ void pack(const T* x, int64_t batch, int64_t features, accumulator_t<T>* packed,
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t tiles = tile_count<A>(batch);
+  if (tiles == 0) return;
   const int64_t groups = (features + kN - 1) / kN;
   // Packing moves about one element where a product does 16 multiply-adds.
   const int64_t parts = std::min(groups, task_count(16.0 * batch * features, 16 * tiles) / tiles + 1);

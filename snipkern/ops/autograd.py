@@ -5,11 +5,14 @@ spmm <-> spmm on the other orientation, sddmm for the values; conv2d <-> input_g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from snipkern.ops.checks import require
 from snipkern.ops.schema import NAMESPACE
 
 Gradients = tuple[Any, ...]
@@ -109,6 +112,29 @@ FORMULAS = {
 }
 
 
+class ReverseModeOnly(torch.library.Library):
+    """Registers derivatives behind a check: torch would drop forward-mode tangents without a word, as if zero."""
+
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+        def checked(keyset: Any, *args: Any) -> Any:
+            # Reading the level costs a tenth of unpacking one tensor, and is all that most calls need.
+            if forward_ad._current_level >= 0:
+                refuse_tangents(op_name, args)
+            return fn(keyset, *args)
+
+        super().impl(op_name, checked, dispatch_key, **options)
+
+
+def refuse_tangents(name: str, args: Gradients) -> None:
+    for arg in args:
+        tangent = forward_ad.unpack_dual(arg).tangent if isinstance(arg, Tensor) else None
+        require(tangent is None, name, "only reverse-mode differentiation is supported", "a forward-mode tangent")
+
+
+library = ReverseModeOnly(NAMESPACE, "FRAGMENT")
+
+
 def register() -> None:
     for name, (backward, setup_context) in FORMULAS.items():
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
+        qualified = f"{NAMESPACE}::{name}"
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)

@@ -1,4 +1,7 @@
-"""Requirements that several ops share; each raises ``ValueError("op: requirement (got ...)")``."""
+"""Requirements that several ops share; each raises ``OpError("op: requirement (got ...)")``.
+
+``csrc/bindings/checks.h`` says the same words for the compiled kernels.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,16 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+class OpError(ValueError, RuntimeError):
+    """A bad argument of an op.
+
+    Compiled kernels can only raise RuntimeError through torch, so ``except RuntimeError`` catches both.
+    """
+
+
 def require(condition: bool, name: str, requirement: str, got: object) -> None:
     if not condition:
-        raise ValueError(f"{name}: {requirement} (got {got})")
+        raise OpError(f"{name}: {requirement} (got {got})")
 
 
 def require_like(name: str, what: str, tensor: Tensor, like: Tensor, like_name: str) -> None:

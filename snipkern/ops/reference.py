@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 from snipkern.ops import schema
+from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
+from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
+from snipkern.ops.reference_saliency import saliency_partition as saliency_partition
+from snipkern.ops.reference_saliency import saliency_resolve_ as saliency_resolve_
+from snipkern.ops.reference_saliency import saliency_sample as saliency_sample
 from snipkern.topology import flat_index
 
 

@@ -1,0 +1,107 @@
+// The requirements of snipkern/ops/checks.py in C++, word for word: a bad argument reads the same on every backend. Not
+// STD_TORCH_CHECK, whose text begins with a function, a file and a line.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+
+namespace snipkern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Throws "op: requirement (got ...)", a RuntimeError in Python. `got` and `requirement` are what a stream takes:
+// "x must be [batch, " << size << "]". Nothing is written unless the condition fails.
+#define SNIPKERN_REQUIRE(condition, op, got, requirement)          \
+  do {                                                             \
+    if (!(condition)) {                                            \
+      std::ostringstream text;                                     \
+      text << op << ": " << requirement << " (got " << got << ")"; \
+      throw std::runtime_error(text.str());                        \
+    }                                                              \
+  } while (false)
+
+// Prints like Python's list of a tensor's sizes: [2, 3].
+struct Sizes {
+  const Tensor& tensor;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Sizes& sizes) {
+  out << "[";
+  for (int64_t i = 0; i < sizes.tensor.dim(); ++i) out << (i == 0 ? "" : ", ") << sizes.tensor.size(i);
+  return out << "]";
+}
+
+// Prints like Python's torch.dtype.
+struct DTypeName {
+  ScalarType type;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const DTypeName& name) {
+  out << "torch.";
+  switch (name.type) {
+    case ScalarType::Float:
+      return out << "float32";
+    case ScalarType::Double:
+      return out << "float64";
+    case ScalarType::Half:
+      return out << "float16";
+    case ScalarType::BFloat16:
+      return out << "bfloat16";
+    case ScalarType::Bool:
+      return out << "bool";
+    case ScalarType::Byte:
+      return out << "uint8";
+    case ScalarType::Char:
+      return out << "int8";
+    case ScalarType::Short:
+      return out << "int16";
+    case ScalarType::Int:
+      return out << "int32";
+    case ScalarType::Long:
+      return out << "int64";
+    case ScalarType::ComplexFloat:
+      return out << "complex64";
+    case ScalarType::ComplexDouble:
+      return out << "complex128";
+    default:
+      return out << "dtype " << static_cast<int>(name.type);
+  }
+}
+
+inline void require_float(const char* op, const char* what, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  SNIPKERN_REQUIRE(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                       type == ScalarType::BFloat16,
+                   op, DTypeName{type}, what << " must be float32, float64, float16 or bfloat16");
+}
+
+// Same dtype as another argument; the dispatcher brings tensors here only when all are on the CPU.
+inline void require_like(const char* op, const char* what, const Tensor& tensor, const Tensor& like,
+                         const char* like_name) {
+  const DTypeName type{tensor.scalar_type()}, expected{like.scalar_type()};
+  SNIPKERN_REQUIRE(type.type == expected.type, op, type << " on cpu",
+                   what << " must have " << like_name << "'s dtype and device, " << expected << " on cpu");
+}
+
+inline void require_bias(const char* op, const std::optional<Tensor>& bias, int64_t size, const Tensor& x) {
+  if (!bias.has_value()) return;
+  SNIPKERN_REQUIRE(bias->dim() == 1 && bias->size(0) == size, op, Sizes{*bias}, "bias must be [" << size << "]");
+  require_like(op, "bias", *bias, x, "x");
+}
+
+inline void require_topology(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
+  const int64_t expected = rows + cols + 2 + 3 * nnz;
+  SNIPKERN_REQUIRE(topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.numel() == expected &&
+                       topology.is_contiguous(),
+                   op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},
+                   "topology must be the int32 index of a " << rows << " x " << cols << " mask with " << nnz
+                                                            << " kept weights, " << expected << " elements");
+}
+
+}  // namespace snipkern

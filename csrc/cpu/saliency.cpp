@@ -1,0 +1,305 @@
+#include "cpu/saliency.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#if defined(__x86_64__)
+#  include <immintrin.h>
+#endif
+
+#include "cpu/denormals.h"
+
+namespace snipkern {
+namespace {
+
+constexpr int64_t kTask = 1 << 16;  // elements of a task
+constexpr int64_t kChunk = 2048;    // elements at a time: the buffers stay in L1 and L2
+constexpr int64_t kTasksPerWave = 64;
+constexpr int64_t kClustersPerTask = 256;
+constexpr int64_t kPrefetch = 8;  // clusters
+constexpr int kTables = 4;        // equal neighbouring bins then do not wait for each other's increment
+
+// A chunk's elements against an interval.
+struct Classes {
+  uint64_t above[kChunk / kWordBits], inside[kChunk / kWordBits];
+  alignas(64) int32_t keys[kChunk];
+  int64_t above_count, inside_count;
+  int32_t largest = 0;  // of all chunks so far
+};
+
+// One tier's loops, by dtype. Both tensors are of that dtype; float64 has no loops of its own. They run
+// over `blocks` blocks of 64 elements.
+struct SaliencyKernels {
+  void (*widen[4])(const void* from, int64_t count, float* to);
+  void (*classify[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, int32_t high,
+                      Classes& classes);
+  // bin[i] = (key - low) >> shift, or `outside` where key - low > range as unsigned.
+  void (*bins[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, uint32_t range, int shift,
+                  uint32_t outside, uint32_t* bin);
+};
+
+}  // namespace
+}  // namespace snipkern
+
+#define SNIPKERN_KERNEL "cpu/saliency.kernel.h"
+#include "cpu/foreach_tier.h"
+
+namespace snipkern {
+namespace {
+
+int64_t task_total(const Saliency& call) { return (call.numel + kTask - 1) / kTask; }
+
+// Serves a call's elements as blocks of 64 that the tier's loops can read: in place where both tensors
+// lie dense in one dtype that has loops, else converted to float, the last block padded with zeros.
+class Reader {
+ public:
+  explicit Reader(const Saliency& call)
+      : kernels(SNIPKERN_DISPATCH(saliency_kernels)),
+        call_(call),
+        direct_(is_dense(call.weight) && is_dense(call.gradient) && call.weight.dtype == call.gradient.dtype &&
+                call.weight.dtype != DType::kDouble) {}
+
+  const SaliencyKernels kernels;
+  const void *weight = nullptr, *gradient = nullptr;
+  int dtype = 0;
+  int64_t blocks = 0;
+
+  // Points at elements [begin, begin + count), count <= kChunk.
+  void read(int64_t begin, int64_t count) {
+    blocks = word_count(count);
+    if (direct_ && count % kWordBits == 0) {
+      dtype = static_cast<int>(call_.weight.dtype);
+      weight = address(call_.weight, begin);
+      gradient = address(call_.gradient, begin);
+    } else {
+      dtype = static_cast<int>(DType::kFloat);
+      weight = floats(call_.weight, begin, count, weights_);
+      gradient = floats(call_.gradient, begin, count, gradients_);
+    }
+  }
+
+  // Elements [begin, begin + count) as floats, zeros up to a whole block behind them.
+  const float* floats(const Operand& operand, int64_t begin, int64_t count, float* buffer) {
+    const void* from = address(operand, begin);
+    if (!is_dense(operand)) {
+      gather(operand, begin, count, gathered_);
+      from = gathered_;
+    } else if (operand.dtype == DType::kFloat && count % kWordBits == 0) {
+      return static_cast<const float*>(from);
+    }
+    kernels.widen[static_cast<int>(operand.dtype)](from, count, buffer);
+    std::fill(buffer + count, buffer + word_count(count) * kWordBits, 0.0f);
+    return buffer;
+  }
+
+  static const char* address(const Operand& operand, int64_t element) {
+    return static_cast<const char*>(operand.data) + element * static_cast<int64_t>(element_size(operand.dtype));
+  }
+
+ private:
+  const Saliency& call_;
+  const bool direct_;
+  alignas(64) float weights_[kChunk], gradients_[kChunk];
+  alignas(64) char gathered_[kChunk * sizeof(double)];
+};
+
+// body(reader, begin, count) for each chunk of a task.
+template <typename Body>
+void for_each_chunk(const Saliency& call, int64_t task, const Body& body) {
+  const ExactDenormals exact;
+  Reader reader(call);
+  const int64_t end = std::min(call.numel, (task + 1) * kTask);
+  for (int64_t begin = task * kTask; begin < end; begin += kChunk) {
+    const int64_t count = std::min(kChunk, end - begin);
+    reader.read(begin, count);
+    body(reader, begin, count);
+  }
+}
+
+// Classifies a chunk; bits past its end are cleared.
+void classify(const Reader& reader, int64_t count, int32_t low, int32_t high, Classes& classes) {
+  reader.kernels.classify[reader.dtype](reader.weight, reader.gradient, reader.blocks, low, high, classes);
+  if (count % kWordBits != 0) {
+    const int64_t last = reader.blocks - 1;
+    const uint64_t spare = ~uint64_t{0} << (count % kWordBits);
+    classes.above_count -= __builtin_popcountll(classes.above[last] & spare);
+    classes.inside_count -= __builtin_popcountll(classes.inside[last] & spare);
+    classes.above[last] &= ~spare;
+    classes.inside[last] &= ~spare;
+  }
+}
+
+// Appends a chunk's inside elements, numbered from `first`. Few blocks have any, at random: finding those
+// without a branch first halves the time.
+void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partition::Run& list) {
+  int32_t filled[kChunk / kWordBits], keys[kChunk], offsets[kChunk];
+  int64_t filled_count = 0, count = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    filled[filled_count] = static_cast<int32_t>(b);
+    filled_count += classes.inside[b] != 0;
+  }
+  for (int64_t f = 0; f < filled_count; ++f) {
+    for (uint64_t bits = classes.inside[filled[f]]; bits != 0; bits &= bits - 1) {
+      const int32_t i = filled[f] * static_cast<int32_t>(kWordBits) + __builtin_ctzll(bits);
+      keys[count] = classes.keys[i];
+      offsets[count++] = first + i;
+    }
+  }
+  list.keys.insert(list.keys.end(), keys, keys + count);
+  list.offsets.insert(list.offsets.end(), offsets, offsets + count);
+}
+
+// Keeps the lowest `count` set bits of words[0 .. size).
+void keep_first(uint64_t* words, int64_t size, int64_t count) {
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t set = __builtin_popcountll(words[i]);
+    if (set > count) {
+      uint64_t rest = words[i];
+      for (int64_t k = 0; k < count; ++k) rest &= rest - 1;
+      words[i] ^= rest;
+      count = 0;
+    } else {
+      count -= set;
+    }
+  }
+}
+
+}  // namespace
+
+void saliency_sample(const Saliency& call, const int64_t* starts, int64_t count, int64_t width, int32_t* keys,
+                     const TaskRunner& run) {
+  const int64_t tasks = (count + kClustersPerTask - 1) / kClustersPerTask;
+  run(tasks, [&](int64_t task) {
+    const ExactDenormals exact;
+    Reader reader(call);
+    alignas(64) float w[kWordBits], g[kWordBits];
+    const int64_t end = std::min(count, (task + 1) * kClustersPerTask);
+    for (int64_t i = task * kClustersPerTask; i < end; ++i) {
+      if (i + kPrefetch < end && is_dense(call.weight) && is_dense(call.gradient)) {
+        __builtin_prefetch(Reader::address(call.weight, starts[i + kPrefetch]));
+        __builtin_prefetch(Reader::address(call.gradient, starts[i + kPrefetch]));
+      }
+      for (int64_t done = 0; done < width;) {
+        const int64_t begin = (starts[i] + done) % call.numel;
+        const int64_t part = std::min({width - done, call.numel - begin, kWordBits});
+        const float* left = reader.floats(call.weight, begin, part, w);
+        const float* right = reader.floats(call.gradient, begin, part, g);
+        for (int64_t j = 0; j < part; ++j) {
+          const float score = std::fabs(left[j] * right[j]);
+          std::memcpy(keys + i * width + done + j, &score, sizeof(score));
+        }
+        done += part;
+      }
+    }
+  });
+}
+
+Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, int64_t capacity, int64_t* words,
+                             const TaskRunner& run) {
+  const int64_t tasks = task_total(call);
+  Partition result;
+  result.runs.resize(tasks);
+  std::atomic<int64_t> above{0}, inside{0};
+  std::atomic<int32_t> largest{0};
+  run(tasks, [&](int64_t task) {
+    Partition::Run& list = result.runs[task];
+    int64_t task_above = 0;
+    Classes classes;
+    for_each_chunk(call, task, [&](const Reader& reader, int64_t begin, int64_t count) {
+      classify(reader, count, low, high, classes);
+      std::memcpy(words + begin / kWordBits, classes.above, reader.blocks * sizeof(int64_t));
+      task_above += classes.above_count;
+      // Past the capacity there is only counting: nothing that is stored then will be used.
+      if (classes.inside_count == 0 || inside.fetch_add(classes.inside_count) + classes.inside_count > capacity) return;
+      list_inside(classes, reader.blocks, static_cast<int32_t>(begin - task * kTask), list);
+    });
+    above += task_above;
+    int32_t seen = largest;
+    while (seen < classes.largest && !largest.compare_exchange_weak(seen, classes.largest)) {
+    }
+  });
+  result.above = above;
+  result.inside = inside;
+  result.largest = largest;
+  if (result.inside > capacity) result.runs.clear();
+  return result;
+}
+
+void take_candidates(Partition& partition, int32_t* keys, int64_t* index) {
+  for (size_t task = 0; task < partition.runs.size(); ++task) {
+    Partition::Run& list = partition.runs[task];
+    const int64_t begin = static_cast<int64_t>(task) * kTask;
+    keys = std::copy(list.keys.begin(), list.keys.end(), keys);
+    for (const int32_t offset : list.offsets) *index++ = begin + offset;
+    list = {};
+  }
+}
+
+void saliency_histogram(const Saliency& call, int32_t low, int32_t high, int shift, int64_t* counts,
+                        const TaskRunner& run) {
+  const uint32_t range = static_cast<uint32_t>(high) - static_cast<uint32_t>(low);
+  const uint32_t size = (range >> shift) + 1;  // one more bin takes what is outside
+  std::mutex merging;
+  run(task_total(call), [&](int64_t task) {
+    std::vector<uint32_t> tables(kTables * (size + 1));
+    uint32_t* table[kTables];
+    for (int t = 0; t < kTables; ++t) table[t] = tables.data() + t * (size + 1);
+    alignas(64) uint32_t bin[kChunk];
+    for_each_chunk(call, task, [&](const Reader& reader, int64_t, int64_t count) {
+      reader.kernels.bins[reader.dtype](reader.weight, reader.gradient, reader.blocks, low, range, shift, size, bin);
+      std::fill(bin + count, bin + reader.blocks * kWordBits, size);
+      for (int64_t i = 0; i < reader.blocks * kWordBits; i += kTables) {
+        for (int t = 0; t < kTables; ++t) ++table[t][bin[i + t]];
+      }
+    });
+    const std::lock_guard<std::mutex> lock(merging);
+    for (uint32_t b = 0; b < size; ++b) {
+      for (int t = 0; t < kTables; ++t) counts[b] += table[t][b];
+    }
+  });
+}
+
+void saliency_mask(const Saliency& call, int32_t threshold, int64_t ties, int64_t* words, const TaskRunner& run) {
+  constexpr int64_t kTaskWords = kTask / kWordBits;
+  const int64_t tasks = task_total(call);
+  // Which ties are the first is known only when all before them are counted, so a wave of tasks keeps
+  // its ties' words until then; the tensors are read once.
+  std::vector<uint64_t> tied(std::min(tasks, kTasksPerWave) * kTaskWords);
+  std::vector<int64_t> found(kTasksPerWave);
+  for (int64_t wave = 0; wave < tasks; wave += kTasksPerWave) {
+    const int64_t size = std::min(kTasksPerWave, tasks - wave);
+    run(size, [&](int64_t task) {
+      Classes classes;
+      int64_t task_ties = 0;
+      for_each_chunk(call, wave + task, [&](const Reader& reader, int64_t begin, int64_t count) {
+        classify(reader, count, threshold, threshold, classes);
+        std::memcpy(words + begin / kWordBits, classes.above, reader.blocks * sizeof(int64_t));
+        std::memcpy(tied.data() + task * kTaskWords + (begin / kWordBits) % kTaskWords, classes.inside,
+                    reader.blocks * sizeof(int64_t));
+        task_ties += classes.inside_count;
+      });
+      found[task] = task_ties;
+    });
+    for (int64_t task = 0; task < size; ++task) {
+      const int64_t first = (wave + task) * kTaskWords;
+      const int64_t used = std::min(kTaskWords, word_count(call.numel) - first);
+      uint64_t* task_words = tied.data() + task * kTaskWords;
+      if (found[task] > ties) keep_first(task_words, used, ties);
+      for (int64_t i = 0; i < used && ties > 0; ++i) words[first + i] |= static_cast<int64_t>(task_words[i]);
+      ties -= std::min(ties, found[task]);
+    }
+  }
+}
+
+void saliency_resolve(const int32_t* keys, const int64_t* index, int64_t count, int32_t threshold, int64_t ties,
+                      int64_t* words) {
+  uint64_t* bits = reinterpret_cast<uint64_t*>(words);
+  for (int64_t i = 0; i < count; ++i) {
+    if (keys[i] < threshold || (keys[i] == threshold && ties-- <= 0)) continue;
+    bits[index[i] / kWordBits] |= uint64_t{1} << (index[i] % kWordBits);
+  }
+}
+
+}  // namespace snipkern

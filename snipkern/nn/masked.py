@@ -1,0 +1,175 @@
+"""Masked parameters: dense weights, of layers without a sparse kernel, whose pruned entries stay exactly zero.
+
+A guard zeroes the pruned entries of the gradient as it arrives (so that norms, clipping and moments never see them)
+and, after every step of any optimiser, those of the weight and of the optimiser's state. Guards follow their module
+through ``deepcopy``, pickling, ``.to`` and ``load_state_dict``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snipkern.masks import Mask
+from snipkern.nn.sparse import MASK_SUFFIX
+
+__all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
+
+GUARDS = "_snipkern_guards"
+_guarded = WeakTensorKeyDictionary()
+
+
+class MaskGuard:
+    """Keeps one parameter's pruned entries at zero for as long as it is attached."""
+
+    def __init__(self, parameter: nn.Parameter, mask: Mask) -> None:
+        self.mask = mask
+        self._pruned: Tensor | None = None
+        self._handle: RemovableHandle | None = None
+        self.attach(parameter)
+
+    def attach(self, parameter: nn.Parameter) -> None:
+        """Starts guarding this parameter (again), in place of the one before."""
+        self.detach()
+        self.parameter = parameter
+        _guarded[parameter] = self
+        if parameter.requires_grad:
+            self._handle = parameter.register_hook(self.clean)
+
+    def detach(self) -> None:
+        """Stops guarding."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            _guarded.pop(self.parameter, None)
+
+    def pruned(self, device: torch.device) -> Tensor:
+        """Bool tensor of the parameter's shape, True where pruned; kept for the next call."""
+        if self._pruned is None or self._pruned.device != device:
+            self._pruned = ~self.mask.to_dense(device)
+        return self._pruned
+
+    def clean(self, tensor: Tensor) -> Tensor:
+        """A copy with zeros where pruned, even where there was NaN."""
+        return tensor.masked_fill(self.pruned(tensor.device), 0)
+
+    @torch.no_grad()
+    def clean_(self, tensor: Tensor) -> None:
+        tensor.masked_fill_(self.pruned(tensor.device), 0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskGuard:
+        return MaskGuard(copy.deepcopy(self.parameter, memo), self.mask)
+
+    def __reduce__(self) -> tuple[type[MaskGuard], tuple[nn.Parameter, Mask]]:
+        return MaskGuard, (self.parameter, self.mask)
+
+
+def guards(module: nn.Module) -> dict[str, MaskGuard]:
+    """The guards of a module's own parameters, by parameter name."""
+    return module.__dict__.get(GUARDS, {})
+
+
+def guard_(module: nn.Module, name: str, mask: Mask) -> None:
+    """Zeroes a parameter's pruned entries and guards them from now on."""
+    found = module.__dict__.get(GUARDS)
+    if found is None:
+        found = module.__dict__[GUARDS] = {}
+        handles = (
+            module.register_forward_pre_hook(_follow_parameter),
+            module.register_state_dict_post_hook(_save_masks),
+            module.register_load_state_dict_pre_hook(_check_masks),
+            module.register_load_state_dict_post_hook(_reattach),
+        )
+        module.__dict__[f"{GUARDS}_handles"] = handles
+    parameter = module._parameters[name]
+    assert parameter is not None
+    guard = found[name] = MaskGuard(parameter, mask)
+    guard.clean_(parameter)
+    if parameter.grad is not None:
+        guard.clean_(parameter.grad)
+
+
+def unguard_(module: nn.Module) -> None:
+    """Removes a module's guards; its weights stay as they are."""
+    for guard in guards(module).values():
+        guard.detach()
+    for handle in module.__dict__.pop(f"{GUARDS}_handles", ()):
+        handle.remove()
+    module.__dict__.pop(GUARDS, None)
+
+
+def _follow_parameter(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook: re-attaches where the parameter was replaced or has been frozen and thawed."""
+    if torch.compiler.is_compiling():
+        return
+    _reattach(module, None)
+
+
+def _reattach(module: nn.Module, incompatible_keys: Any) -> None:
+    for name, guard in guards(module).items():
+        parameter = module._parameters[name]
+        if parameter is None:
+            continue
+        if guard.parameter is not parameter or (guard._handle is None and parameter.requires_grad):
+            guard.attach(parameter)
+
+
+def _save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name, guard in guards(module).items():
+        state_dict[f"{prefix}{name}{MASK_SUFFIX}"] = guard.mask.words.clone()
+
+
+def _check_masks(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Load pre-hook: takes the mask entries, and compact values as well, and refuses another mask or stray weights."""
+    for name, guard in guards(module).items():
+        key, mask = f"{prefix}{name}", guard.mask
+        words = state_dict.pop(key + MASK_SUFFIX, None)
+        values = state_dict.pop(f"{key}_values", None)
+        error = None
+        if words is not None and not torch.equal(words.cpu(), mask.words):
+            error = f"{key}: the state dict's mask must be the module's (got another mask)"
+        elif values is not None:
+            dense = values.new_zeros(mask.shape)
+            dense[mask.to_dense(dense.device)] = values
+            state_dict[key] = dense
+        elif key in state_dict and list(state_dict[key].shape) == list(mask.shape):
+            loaded = state_dict[key]
+            stray = int(torch.count_nonzero(loaded[~mask.to_dense(loaded.device)]))
+            if stray:
+                error = f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)"
+        if error:
+            error_msgs.append(error)
+            state_dict[key] = guard.parameter.detach()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """After any optimiser's step: pruned weights, and what the optimiser remembers of them, are zero again."""
+    if not _guarded:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            guard = _guarded.get(parameter)
+            if guard is None:
+                continue
+            guard.clean_(parameter)
+            for state in optimizer.state.get(parameter, {}).values():
+                if isinstance(state, Tensor) and state.shape == parameter.shape:
+                    guard.clean_(state)
+
+
+register_optimizer_step_post_hook(_after_step)

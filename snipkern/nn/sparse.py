@@ -1,0 +1,164 @@
+"""Sparse modules: an nn.Linear or nn.Conv2d that holds, trains and computes with its kept weights only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snipkern.masks import Mask
+from snipkern.nn import functional
+from snipkern.topology import Topology
+
+__all__ = ["SparseConv2d", "SparseLinear", "SparseWeight"]
+
+MASK_SUFFIX = "_mask"
+
+
+class SparseWeight(nn.Module):
+    """What sparse modules share: a weight of which only the kept entries exist.
+
+    ``weight_values`` is the one trainable parameter for the weight, 1-D, the kept entries in row-major order. ``mask``
+    and ``topology`` are fixed. ``weight`` is a dense tensor made on demand; writing to it changes nothing.
+
+    A state dict holds ``weight_values`` and ``weight_mask`` (the packed words of the mask). Loading takes that,
+    checking that the mask is the same one, or a dense ``weight`` that is zero wherever the mask is.
+    """
+
+    topology: Topology
+    weight_values: nn.Parameter
+    bias: nn.Parameter | None
+    #: The class to become again when made dense.
+    dense_class: type[nn.Module]
+
+    @property
+    def mask(self) -> Mask:
+        """Which weights are kept."""
+        return self.topology.mask
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, zero where pruned: a new tensor at each access, differentiable in ``weight_values``."""
+        try:
+            return functional.dense_weight(self.weight_values, self.topology)
+        except AttributeError as error:  # nn.Module would report it as a missing attribute 'weight'
+            raise RuntimeError(f"{type(self).__name__}.weight: {error}") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__}: weight is made from weight_values and cannot be set; change weight_values,"
+                " load a state dict, or call snipkern.to_dense_(model) first"
+            )
+        super().__setattr__(name, value)
+
+    def forward_operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input, values and bias in the dtype to compute in: autocast's, where it is on, as for the dense module."""
+        values, bias = cast(Tensor, self.weight_values), cast("Tensor | None", self.bias)
+        if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+            return x, values, bias
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+
+    def reset_parameters(self) -> None:
+        """Draws new values and bias from the dense module's default distribution (uniform, 1 / sqrt(fan in))."""
+        bound = self.topology.cols**-0.5
+        with torch.no_grad():
+            self.weight_values.uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kept={self.topology.nnz} ({self.mask.density:.2%})"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight{MASK_SUFFIX}"] = self.mask.words.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        values_key = f"{prefix}weight_values"
+        error = self._take_weight(state_dict, prefix)
+        if error:
+            error_msgs.append(error)
+            state_dict[values_key] = self.weight_values.detach()  # else "missing key" would be reported as well
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _take_weight(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """Turns the entries for the weight into ``weight_values`` alone; returns what is wrong with them, or None."""
+        key = f"{prefix}weight"
+        words = state_dict.pop(key + MASK_SUFFIX, None)
+        dense = state_dict.pop(key, None)
+        if words is not None:
+            if not torch.equal(words.cpu(), self.mask.words):
+                return f"{key}: the state dict's mask must be the module's (got another mask)"
+        elif dense is None and f"{key}_values" in state_dict:
+            return f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)"
+        if dense is None:
+            return None
+        shape = list(self.mask.shape)
+        if list(dense.shape) != shape:
+            return f"{key}: shape must be {shape} (got {list(dense.shape)})"
+        flat = dense.detach().reshape(-1)
+        values = flat[self.topology.flat_index(flat.device)]
+        stray = int(torch.count_nonzero(flat)) - int(torch.count_nonzero(values))
+        if stray:
+            return f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)"
+        state_dict[f"{key}_values"] = values
+        return None
+
+
+class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An ``nn.Linear`` that computes with its kept weights only; see :class:`SparseWeight`."""
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, mask: Mask) -> SparseLinear:
+        """A sparse copy of a linear layer; the original stays as it is.
+
+        Args:
+            linear: Its weight ``[out_features, in_features]`` gives the values; the bias is copied.
+            mask: Of the weight's shape.
+        """
+        from snipkern.nn.convert import sparse_copy
+
+        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, values, bias = self.forward_operands(input)
+        return functional.sparse_linear(x, values, bias, self.topology)
+
+
+class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """An ``nn.Conv2d`` (one group) that computes with its kept weights only; see :class:`SparseWeight`."""
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, mask: Mask) -> SparseConv2d:
+        """A sparse copy of a convolution; the original stays as it is. ``mask`` has the weight's shape."""
+        from snipkern.nn.convert import sparse_copy
+
+        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, values, bias = self.forward_operands(input)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        elif padding == "valid":
+            padding = (0, 0)
+        elif padding == "same":
+            x, padding = functional.same_padding(x, self.kernel_size, self.dilation)
+        return functional.sparse_conv2d(x, values, bias, self.topology, self.stride, padding, self.dilation)

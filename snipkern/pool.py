@@ -1,0 +1,127 @@
+"""The pool: which parameters of a model take part in pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from snipkern.nn.masked import guards
+from snipkern.nn.sparse import SparseWeight
+
+__all__ = ["Prunable", "prunable"]
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+# Tables and gains: they are looked up or scale whole channels, and are no connections between units.
+NOT_CONNECTIONS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
+# Modules whose biases the published SNIP code pools beside their weights.
+BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+OLD_STYLE_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """One pooled parameter: its full name, its owner, its name there, and whether another owner shares it."""
+
+    fqn: str
+    module: nn.Module
+    module_fqn: str
+    name: str
+    parameter: nn.Parameter
+    shared: bool
+
+
+def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool = False) -> list[Prunable]:
+    """The pool, in the order of ``model.named_parameters()``.
+
+    By default: trainable parameters of two or more dimensions with "weight" in their names (linear, convolution,
+    recurrent, attention projections; the last layer too), but no biases, norms or embeddings, and nothing that is
+    shared with one of these. A tied parameter is listed once.
+
+    Args:
+        model: Any module with initialised parameters.
+        filter_fn: ``filter_fn(module, fqn)`` decides per module instead: where it says yes, all its own parameters of
+            two or more dimensions are pooled.
+        biases: Pool the biases of linear, convolution and recurrent modules as well.
+
+    Raises:
+        ValueError: For a model that is pruned, parametrized or not initialised, or whose pool is empty.
+    """
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str, str]]] = {}
+    for module_fqn, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append((module, module_fqn, name))
+        _require_plain(module, module_fqn)
+    pool: list[Prunable] = []
+    frozen: list[str] = []
+    for parameter, places in owners.items():
+        if not all(_is_pooled(*place, parameter, filter_fn, biases) for place in places):
+            continue
+        module, module_fqn, name = places[0]
+        fqn = f"{module_fqn}.{name}" if module_fqn else name
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"prune: parameters must be initialised; run one batch first (got lazy {fqn!r})")
+        if not parameter.requires_grad:
+            frozen.append(fqn)
+            continue
+        pool.append(Prunable(fqn, module, module_fqn, name, parameter, shared=len(places) > 1))
+    if not pool and frozen:
+        raise ValueError(
+            "prune: at least one prunable weight must be trainable (got requires_grad=False for all:"
+            f" {', '.join(map(repr, frozen[:3]))}{', ...' if len(frozen) > 3 else ''})"
+        )
+    if not pool:
+        chosen = "the default choice" if filter_fn is None else "filter_fn"
+        raise ValueError(
+            "prune: the model must have a prunable weight, a trainable parameter of 2 or more dimensions"
+            f" (got none with {chosen} in {type(model).__name__})"
+        )
+    return pool
+
+
+def _is_pooled(
+    module: nn.Module,
+    module_fqn: str,
+    name: str,
+    parameter: nn.Parameter,
+    filter_fn: FilterFn | None,
+    biases: bool,
+) -> bool:
+    if not parameter.is_floating_point():
+        return False
+    if name.startswith("bias") or name == "in_proj_bias":
+        return biases and isinstance(module, BIASED) and (filter_fn is None or filter_fn(module, module_fqn))
+    if not nn.parameter.is_lazy(parameter) and parameter.dim() < 2:
+        return False
+    if filter_fn is not None:
+        return filter_fn(module, module_fqn)
+    return "weight" in name and not isinstance(module, NOT_CONNECTIONS)
+
+
+def _require_plain(module: nn.Module, module_fqn: str) -> None:
+    where = f"{module_fqn or 'the model'} ({type(module).__name__})"
+    if isinstance(module, SparseWeight) or guards(module):
+        raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")
+    if parametrize.is_parametrized(module):
+        raise ValueError(
+            "prune: parametrizations must be removed first, by torch.nn.utils.parametrize.remove_parametrizations"
+            f" (got {where})"
+        )
+    if any(isinstance(hook, OLD_STYLE_HOOKS) for hook in module._forward_pre_hooks.values()):
+        raise ValueError(
+            "prune: weights must be plain parameters; remove torch.nn.utils.prune, weight_norm or spectral_norm first"
+            f" (got {where})"
+        )

@@ -1,0 +1,76 @@
+"""What pruning did, layer by layer, as rows and as a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Layer", "table"]
+
+WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned parameter.
+
+    Attributes:
+        name: Parameter name in the dense model, e.g. "0.weight".
+        kind: Class of its module.
+        shape: Of the dense weight.
+        kept, numel: Kept weights and all of them.
+        engine: How the layer computes: "csr" or "masked".
+        reason: Why that engine.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    kept: int
+    numel: int
+    engine: str
+    reason: str
+
+    @property
+    def density(self) -> float:
+        """Kept share, in [0, 1]."""
+        return self.kept / self.numel if self.numel else 1.0
+
+
+def table(layers: Sequence[Layer], title: str) -> str:
+    """The rows as plain text, a total, and warnings about layers that are cut through."""
+    kept, numel = sum(layer.kept for layer in layers), sum(layer.numel for layer in layers)
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
+    total = f"{len(layers)} parameter{'' if len(layers) == 1 else 's'}"
+    grid.add_column("parameter", total, overflow="fold")
+    grid.add_column("module")
+    grid.add_column("shape", justify="right")
+    grid.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
+    grid.add_column("of", f"{numel:,}", justify="right", no_wrap=True)
+    grid.add_column("density", f"{kept / max(numel, 1):.2%}", justify="right", no_wrap=True)
+    grid.add_column("engine", no_wrap=True)
+    grid.add_column("why")
+    for layer in layers:
+        shape = " x ".join(map(str, layer.shape))
+        grid.add_row(
+            layer.name,
+            layer.kind,
+            shape,
+            f"{layer.kept:,}",
+            f"{layer.numel:,}",
+            f"{layer.density:.2%}",
+            layer.engine,
+            layer.reason,
+        )
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False)
+    console.print(grid)
+    empty = [layer.name for layer in layers if layer.kept == 0 and len(layer.shape) > 1]
+    if empty:
+        console.print(f"Warning: nothing is kept of {', '.join(empty)}: these layers pass on only their biases.")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")

@@ -1,0 +1,272 @@
+"""Scoring: gradients of the loss at the current weights, with nothing left changed behind."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from snipkern.pool import FilterFn, Prunable, prunable
+
+__all__ = ["Gradients", "gradients", "score"]
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+HOW_TO = (
+    "(inputs, integer labels), a mapping with labels for a model that returns .loss, or anything with"
+    " loss_fn=lambda model, batch: ..."
+)
+
+
+@dataclass
+class Gradients:
+    """What scoring found: weights and gradients of the pool, and how much work each module does in a batch."""
+
+    #: Parameter name -> (the weight it was scored at, gradient of the mean loss), both of the parameter's shape.
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    #: Module name -> rows of its matrix product in one batch: samples, times output positions for a convolution.
+    rows: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Cross entropy for ``(inputs, integer labels)``; ``model(**batch).loss`` for a mapping."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, Mapping):
+        output: Any = model(**{key: _to(value, device) for key, value in batch.items()})
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if loss is None:
+            raise ValueError(
+                f"score: a model called with a mapping must return a loss; give it labels, or pass loss_fn (got"
+                f" {type(output).__name__} without one for the keys {sorted(map(str, batch))})"
+            )
+        return loss
+    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        inputs, labels = (_to(part, device) for part in batch)
+        if not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+            output = model(inputs)
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    "score: a model called with inputs must return a tensor of class scores; else pass loss_fn (got"
+                    f" {type(output).__name__})"
+                )
+            return F.cross_entropy(output, labels)
+    raise ValueError(f"score: a batch must be {HOW_TO} (got {describe(batch)})")
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def describe(value: Any) -> str:
+    """A batch in words, for error messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {', '.join(map(describe, value)) or 'nothing'}"
+    return type(value).__name__
+
+
+def gradients(
+    model: nn.Module,
+    loader: Iterable[Any],
+    pool: Sequence[Prunable],
+    *,
+    loss_fn: LossFn | None = None,
+    batches: int = 1,
+    redraw: bool = False,
+    progress: bool = False,
+) -> Gradients:
+    """Mean gradient of the loss over the first ``batches`` batches, in eval mode, with respect to the pool.
+
+    Training modes, buffers, ``.grad``, random states and (with ``redraw``) weights are as before afterwards, also when
+    the loss raises.
+
+    Args:
+        model: In any mode; evaluated in eval mode (dropout off, BatchNorm on its running statistics).
+        loader: Yields batches; iterated from its beginning and left after ``batches``.
+        pool: From :func:`snipkern.pool.prunable`.
+        loss_fn: ``loss_fn(model, batch)`` -> scalar mean loss. See :func:`default_loss` for what is done without.
+        batches: How many; each counts the same. Sums of several are in float32 or better.
+        redraw: Score at freshly drawn weights (variance scaling, zero biases) in place of the model's own.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: For an empty or too short loader, a batch or a loss that is not understood, or a loss that is not
+            finite.
+
+    Cost: one forward and backward per batch; memory for one gradient per pooled weight (two with several batches).
+    """
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
+    if not isinstance(loader, Iterable):
+        raise ValueError(f"score: loader must be an iterable of batches (got {type(loader).__name__})")
+    parameters = [entry.parameter for entry in pool]
+    result = Gradients({})
+    sums: list[Tensor] = []
+    with preserved(model, loader), counted_rows(model, result.rows), redrawn(pool, redraw), torch.enable_grad():
+        model.eval()
+        weights = [parameter.detach() for parameter in parameters]
+        seen = 0
+        for batch in track(
+            islice(iter(loader), batches), "scoring", total=batches, transient=True, disable=not progress
+        ):
+            loss = checked_loss((loss_fn or default_loss)(model, batch), pool)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            _accumulate(sums, found, parameters, several=batches > 1)
+            seen += 1
+        if seen < batches:
+            raise ValueError(
+                f"score: loader must yield at least {batches} {'batch' if batches == 1 else 'batches'} (got"
+                f" {seen or 'an empty loader'})"
+            )
+    if batches > 1:
+        torch._foreach_div_(sums, batches)
+    result.pairs = {entry.fqn: (w, g) for entry, w, g in zip(pool, weights, sums, strict=True)}
+    return result
+
+
+def _accumulate(
+    sums: list[Tensor], found: Sequence[Tensor | None], parameters: Sequence[Tensor], several: bool
+) -> None:
+    """Adds one batch's gradients; a parameter that the loss does not reach has a zero gradient."""
+    first = not sums
+    for i, (gradient, parameter) in enumerate(zip(found, parameters, strict=True)):
+        value = torch.zeros_like(parameter) if gradient is None else gradient.detach()
+        if first:
+            wide = torch.promote_types(value.dtype, torch.float32) if several else value.dtype
+            sums.append(value.to(wide, copy=several))
+        else:
+            sums[i].add_(value)
+
+
+def checked_loss(loss: Any, pool: Sequence[Prunable]) -> Tensor:
+    """The loss, if it is a finite scalar that depends on the weights; else an error that names what is wrong."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"score: the loss must be a scalar tensor; take its mean (got {describe(loss)})")
+    if not loss.requires_grad:
+        raise ValueError("score: the loss must depend on the weights (got a tensor without gradient history)")
+    if not math.isfinite(float(loss.detach())):
+        for entry in pool:
+            bad = int((~torch.isfinite(entry.parameter)).sum())
+            if bad:
+                raise ValueError(
+                    f"score: weight {entry.fqn!r} must be finite (got {bad} non-finite of {entry.parameter.numel()})"
+                )
+        raise ValueError(f"score: the loss must be finite (got {float(loss.detach())})")
+    return loss.reshape(())
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module, loader: object) -> Generator[None]:
+    """Puts back training modes, buffers, gradients and every random state that scoring could move."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    sampler = getattr(loader, "sampler", None)
+    generators = {g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g is not None}
+    generator_states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+        for parameter, grad in grads:
+            parameter.grad = grad
+        for generator, state in generator_states:
+            generator.set_state(state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextlib.contextmanager
+def counted_rows(model: nn.Module, rows: dict[str, int]) -> Generator[None]:
+    """Counts, for the first call of each linear and convolution module, the rows of its matrix product."""
+
+    def count(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and name not in rows:
+                features = output.shape[1 if isinstance(module, nn.Conv2d) and output.dim() == 4 else -1]
+                rows[name] = output.numel() // max(features, 1)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(count(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def redrawn(pool: Sequence[Prunable], redraw: bool) -> Generator[None]:
+    """Gives the pool freshly drawn values for a while: variance scaling (truncated normal, fan in), biases zero."""
+    if not redraw:
+        yield
+        return
+    before = [(entry.parameter, entry.parameter.data) for entry in pool]
+    try:
+        for parameter, data in before:
+            parameter.data = variance_scaling(data)
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+
+
+def variance_scaling(like: Tensor) -> Tensor:
+    """A truncated normal of variance 1 / fan in, cut at two deviations; zeros for fewer than two dimensions."""
+    if like.dim() < 2:
+        return torch.zeros_like(like)
+    # Cutting at +-2 sigma shrinks the deviation to 0.8796 sigma.
+    deviation = like.shape[1:].numel() ** -0.5 / 0.87962566103423978
+    drawn = torch.empty_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    return nn.init.trunc_normal_(drawn, std=deviation, a=-2 * deviation, b=2 * deviation).to(like.dtype)
+
+
+def score(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = None,
+    batches: int = 1,
+    filter_fn: FilterFn | None = None,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """SNIP's connection sensitivity ``|g * w|`` of every pooled weight, as tensors to look at.
+
+    Selection never makes these: this is for looking at them, and costs a float32 copy of the model.
+
+    Args: as for :func:`snipkern.prune_`.
+
+    Returns:
+        ``{parameter name: float32 tensor of the parameter's shape}``, not normalised (the paper divides by their sum).
+
+    Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019, equations 5 and 6.
+    """
+    pool = prunable(model, filter_fn)
+    found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, progress=progress).pairs
+    return {name: (weight.float() * gradient.float()).abs() for name, (weight, gradient) in found.items()}
