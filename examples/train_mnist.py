@@ -32,6 +32,12 @@ import snipkern as sk
 from snipkern import plots
 
 KIB = 1024
+BYTES_OF = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "index": "sparse index",
+}
 
 
 def kept_weights(model: nn.Module, masks: dict[str, sk.Mask]) -> Tensor:
@@ -41,6 +47,12 @@ def kept_weights(model: nn.Module, masks: dict[str, sk.Mask]) -> Tensor:
         module, _, parameter = name.rpartition(".")
         parts.append(getattr(model.get_submodule(module), parameter).detach()[mask.to_dense()])
     return torch.cat(parts)
+
+
+def index_bytes(model: nn.Module) -> int:
+    """Bytes of the index arrays and packed masks that sparse layers walk: the price of not storing zeros."""
+    layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseLinear | sk.nn.SparseConv2d)]
+    return sum(layer.topology.on(torch.device("cpu")).nbytes + layer.mask.words.nbytes for layer in layers)
 
 
 def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -61,7 +73,13 @@ def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: C
 
     batches = shuffled(args.seed)
     began = time.perf_counter()
-    pruned = sk.prune_(sparse, shuffled(args.seed + 1), keep=args.keep, batches=min(args.score_batches, len(batches)))
+    pruned = sk.prune_(
+        sparse,
+        shuffled(args.seed + 1),
+        keep=args.keep,
+        batches=min(args.score_batches, len(batches)),
+        engine=args.engine,
+    )
     pruning_seconds = time.perf_counter() - began
     console.rule(f"{name}: pruned once, before training")
     print(pruned)
@@ -74,11 +92,15 @@ def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: C
         "keep": args.keep,
         "density": pruned.density,
         "optimizer": args.optimizer,
+        "engine": args.engine,
         **asdict(recipe),
         "steps": steps,
         "score_batches": min(args.score_batches, len(batches)),
         "pruning_seconds": pruning_seconds,
-        "layers": {key: {"kept": mask.count(), "numel": mask.numel} for key, mask in pruned.masks.items()},
+        "layers": [
+            {"name": layer.name, "kept": layer.kept, "numel": layer.numel, "engine": layer.engine}
+            for layer in pruned.layers
+        ],
     }
     for kind, learner in pair.items():
         right = accuracy(learner.model, digits.test_images, digits.test_labels)
@@ -86,7 +108,7 @@ def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: C
             "test_accuracy": right,
             "test_error": 100 - right,
             "ms_per_step": learner.milliseconds(),
-            "bytes": learner.tensor_bytes(),
+            "bytes": {**learner.tensor_bytes(), "index": index_bytes(learner.model)},
             "weights": sum(mask.count() if kind == "sparse" else mask.numel for mask in pruned.masks.values()),
         }
     console.print(comparison(result))
@@ -109,12 +131,12 @@ def comparison(result: dict[str, Any]) -> Table:
     row("weights", dense["weights"], sparse["weights"], "{:,}")
     gap = sparse["test_accuracy"] - dense["test_accuracy"]
     table.add_row(
-        "test accuracy", f"{dense['test_accuracy']:.2f} %", f"{sparse['test_accuracy']:.2f} %", f"{gap:+.2f} points"
+        "test accuracy", f"{dense['test_accuracy']:.2f}%", f"{sparse['test_accuracy']:.2f}%", f"{gap:+.2f} points"
     )
-    table.add_row("test error", f"{dense['test_error']:.2f} %", f"{sparse['test_error']:.2f} %", "")
+    table.add_row("test error", f"{dense['test_error']:.2f}%", f"{sparse['test_error']:.2f}%", "")
     row("ms per training step (median)", dense["ms_per_step"], sparse["ms_per_step"], "{:.3f}")
-    for part in dense["bytes"]:
-        row(f"KiB of {part}", dense["bytes"][part] / KIB, sparse["bytes"][part] / KIB, "{:,.1f}")
+    for part, label in BYTES_OF.items():
+        row(f"KiB of {label}", dense["bytes"][part] / KIB, sparse["bytes"][part] / KIB, "{:,.1f}")
     total = (sum(net["bytes"].values()) / KIB for net in (dense, sparse))
     row("KiB in all", *total, "{:,.1f}")
     return table
@@ -174,6 +196,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive_int, default=100, help="examples per step (default: 100)")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="default: sgd, momentum 0.9")
     parser.add_argument("--lr", type=positive_float, help="first learning rate (default: by network and optimizer)")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "csr", "masked"),
+        default="auto",
+        help="how pruned layers compute: sparse kernels, dense with a mask, or whichever is faster (default: auto)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batch order (default: 0)")
     parser.add_argument(
         "--data",

@@ -79,20 +79,22 @@ def test_accuracy_counts_right_answers_over_all_batches():
     assert net.training
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_demo_end_to_end(write_digits, tmp_path, capsys, name, optimizer):
+@pytest.mark.parametrize(
+    ("name", "optimizer", "engine"),
+    [("lenet-300-100", "adamw", "csr"), ("lenet-300-100", "sgd", "masked"), ("lenet-5", "sgd", "csr")],
+)
+def test_demo_end_to_end(write_digits, tmp_path, capsys, name, optimizer, engine):
     out, report = tmp_path / "pictures", tmp_path / "deep" / "report.json"
     arguments = ["--data", write_digits(), "--model", name, "--epochs", 1, "--keep", 0.1, "--optimizer", optimizer]
-    arguments += ["--batch-size", 20, "--out", out, "--json", report]
+    arguments += ["--batch-size", 20, "--engine", engine, "--out", out, "--json", report]
     assert train_mnist.main([str(argument) for argument in arguments]) == 0
 
     content = json.loads(report.read_text())
     (run,) = content["runs"]
     assert (run["model"], run["keep"], run["epochs"], run["steps"]) == (name, 0.1, 1, 15)
     weights = {"lenet-300-100": 266_200, "lenet-5": 430_500}[name]
-    assert run["dense"]["weights"] == weights == sum(layer["numel"] for layer in run["layers"].values())
-    assert run["sparse"]["weights"] == round(0.1 * weights) == sum(layer["kept"] for layer in run["layers"].values())
+    assert run["dense"]["weights"] == weights == sum(layer["numel"] for layer in run["layers"])
+    assert run["sparse"]["weights"] == round(0.1 * weights) == sum(layer["kept"] for layer in run["layers"])
     assert run["density"] == pytest.approx(0.1, abs=1e-4)
     for kind in ("dense", "sparse"):
         # The bars are easy: 15 steps must beat chance (10 %) by far.
@@ -102,7 +104,12 @@ def test_demo_end_to_end(write_digits, tmp_path, capsys, name, optimizer):
     biases = {"lenet-300-100": 410, "lenet-5": 580}[name]
     assert run["dense"]["bytes"]["parameters"] == run["dense"]["bytes"]["gradients"] == 4 * (weights + biases)
     assert run["dense"]["bytes"]["optimizer"] >= 4 * (weights + biases)
-    assert sum(run["sparse"]["bytes"].values()) < 0.2 * sum(run["dense"]["bytes"].values())
+    assert run["dense"]["bytes"]["index"] == 0
+    assert {layer["engine"] for layer in run["layers"]} == {engine}
+    # Masked layers hold all of their weights.
+    stored = run["sparse" if engine == "csr" else "dense"]["weights"]
+    assert run["sparse"]["bytes"]["parameters"] == run["sparse"]["bytes"]["gradients"] == 4 * (stored + biases)
+    assert (run["sparse"]["bytes"]["index"] > 0) == (engine == "csr")
 
     printed = capsys.readouterr().out
     assert "ms per training step" in printed
@@ -127,6 +134,13 @@ def test_both_networks_run_by_default_and_repeat_exactly(write_digits, tmp_path)
         assert first["layers"] == second["layers"]
         for kind in ("dense", "sparse"):
             assert first[kind]["test_accuracy"] == second[kind]["test_accuracy"]
+
+
+def test_index_bytes_are_those_of_the_topology():
+    mask = sk.Mask.from_dense(torch.eye(8, 24) > 0)
+    net = nn.Sequential(sk.nn.SparseLinear.from_dense(nn.Linear(24, 8), mask), nn.Linear(8, 2))
+    # Row and column lists of 8 kept weights in 8 rows and 24 columns, int32, and 192 bits of mask.
+    assert train_mnist.index_bytes(net) == 4 * (3 * 8 + 9 + 25) + 24
 
 
 def test_kept_weights_are_the_masked_ones():
