@@ -18,6 +18,7 @@ from snipkern.masks import Mask
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 __all__ = ["layer_densities", "retained_connections", "weight_histogram"]
 
@@ -136,7 +137,7 @@ def _pixels(mask: Mask, counts: Tensor) -> Figure:
     axes.set_title(f"{_kept(mask)}\n{int((counts == 0).sum()):,} of {counts.numel():,} input pixels are read by none")
     axes.set_xlabel("column of the input image")
     axes.set_ylabel("row of the input image")
-    figure.colorbar(image, ax=axes, label="kept connections per pixel", format="%d")
+    figure.colorbar(image, ax=axes, label="kept connections per pixel", ticks=_whole_numbers())
     return figure
 
 
@@ -166,8 +167,15 @@ def _filters(mask: Mask, counts: Tensor) -> Figure:
         bar = figure.colorbar(image, ax=axes, shrink=0.5, boundaries=[-0.5, 0.5, 1.5])
         bar.set_ticks([0, 1], labels=["pruned", "kept"])
     else:
-        figure.colorbar(image, ax=axes, shrink=0.8, label="kept input channels per tap", format="%d")
+        figure.colorbar(image, ax=axes, shrink=0.8, label="kept input channels per tap", ticks=_whole_numbers())
     return figure
+
+
+def _whole_numbers() -> Locator:
+    """Colour-bar ticks for counts: none between two counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
 
 
 def _kept(mask: Mask) -> str:

@@ -74,6 +74,13 @@ def test_retained_connections_refuses_masks_of_other_layers(shape, image_shape, 
         plots.retained_connections(random_mask(*shape), image_shape)
 
 
+def test_colour_bar_has_whole_numbers_only():
+    figure = plots.retained_connections(random_mask(4, 3, 2, 2), (3, 8, 8))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert labels == ["0", "1", "2", "3"]
+
+
 def test_histogram_counts_every_weight_once_in_shared_bins():
     generator = torch.Generator().manual_seed(1)
     before = torch.randn(50, 40, generator=generator)
