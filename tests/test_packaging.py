@@ -1,6 +1,7 @@
 """What a user installs: wheels and editable installs, compiled and not, each tried from another directory."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -97,6 +98,9 @@ def builder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wheel(source, builder):
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler ({compiler})")
     return build_wheel(source, builder.python, SNIPKERN_BUILD="require", MAX_JOBS="2")[0]
 
 
