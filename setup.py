@@ -30,7 +30,7 @@ def cpu_extension():
         "snipkern._C",
         [str(path.relative_to(ROOT)) for path in sources],
         include_dirs=[str(ROOT / "csrc")],
-        depends=[str(path) for path in (ROOT / "csrc").rglob("*.h")],
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))],
         extra_compile_args={
             "cxx": [
                 "-O3",
@@ -55,18 +55,36 @@ def build_command(required):
     class Build(BuildExtension):
         """Compiles the extension; where that is optional, a failure is said and survived."""
 
+        def finalize_options(self):
+            super().finalize_options()
+            # One place for objects, also in editable installs, whose default is a new folder each time: only what
+            # changed is compiled again.
+            self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
+
         def run(self):
+            in_place = self.inplace  # which a failing run() leaves at 0
             try:
                 super().run()
             except Exception as error:
                 if required:
                     raise
-                self.extensions = []
+                self.go_on_without(in_place)
                 print(
                     f"snipkern: the C++ extension was not built ({error}); the package will run on its"
                     " reference kernels, which save memory but no time",
                     file=sys.stderr,
                 )
+
+        def go_on_without(self, in_place):
+            """Makes the distribution a pure Python one, without what an earlier build left behind."""
+            for extension in self.extensions:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+                if in_place:
+                    (ROOT / self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+            self.extensions = self.distribution.ext_modules = []
+            wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+            if wheel is not None:
+                wheel.root_is_pure = True
 
         def get_outputs(self):
             return [path for path in super().get_outputs() if Path(path).exists()]

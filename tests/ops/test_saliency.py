@@ -1,0 +1,265 @@
+"""The saliency ops: every tier of the cpu backend against the reference, bit for bit."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+
+from snipkern import backends
+from snipkern.ops import reference
+from snipkern.ops.reference_saliency import flat_chunks
+from snipkern.ops.schema_saliency import INFINITY_KEY
+
+ops = torch.ops.snipkern
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Around a vector, a word, a chunk and a task of the kernels.
+SIZES = (0, 1, 15, 63, 64, 65, 2047, 2048, 2049, 2**16, 2 * 2**16 + 77)
+TOP = 2**31 - 1
+
+
+def tiers():
+    names = backends.ISA_TIERS
+    best = backends.isa()
+    return names[: names.index(best) + 1] if best else ()
+
+
+@pytest.fixture(params=backends.ISA_TIERS)
+def tier(request):
+    if request.param not in tiers():
+        pytest.skip(f"{request.param} kernels do not run here")
+    with backends.use("cpu", isa=request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pair(shape, dtypes=(torch.float32, torch.float32), levels=50, seed=0):
+    """Weight and gradient with many equal scores."""
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randint(-levels, levels + 1, shape, generator=generator).double() / levels for _ in range(2)]
+    return tuple(value.to(dtype) for value, dtype in zip(values, dtypes, strict=True))
+
+
+def layouts(shape):
+    """Name, and a function that gives a tensor of this 2-D shape that layout."""
+    rows, cols = shape
+    return {
+        "dense": lambda t: t,
+        "transposed": lambda t: t.t().contiguous().t(),
+        "sliced": lambda t: torch.cat([t, t, t], 1)[:, cols // 2 : cols // 2 + cols],
+        "stepped": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+        "rows repeated": lambda t: t[:1].expand(rows, cols),
+        "one value": lambda t: t[:1, :1].expand(rows, cols),
+    }
+
+
+def check(name, *args):
+    """The op equals its reference; returns the result."""
+    result, expected = getattr(ops, name)(*args), getattr(reference, name)(*args)
+    for got, want in zip(*(r if isinstance(r, tuple) else (r,) for r in (result, expected)), strict=True):
+        assert got.dtype == want.dtype and torch.equal(got, want), name
+    return result
+
+
+def check_all(weight, gradient):
+    """All ops at an interval in the middle of the keys and at the ends."""
+    numel = weight.numel()
+    key = reference.saliency_partition(weight, gradient, 0, TOP, numel)[1]
+    middle = sorted(key.tolist())[numel // 2] if numel else 7
+    for low, high in ((middle - min(middle, 1000), middle + 1000), (middle, middle), (-1, -1), (0, TOP), (TOP, TOP)):
+        for capacity in (numel, 3):
+            check("saliency_partition", weight, gradient, low, high, capacity)
+    check("saliency_histogram", weight, gradient, 0, INFINITY_KEY, 20)
+    check("saliency_histogram", weight, gradient, middle, middle + 4095, 0)
+    for ties in (0, 1, numel // 7, numel):
+        check("saliency_mask", weight, gradient, middle, ties)
+    check("saliency_mask", weight, gradient, -1, 0)
+    if numel:
+        check("saliency_sample", weight, gradient, torch.arange(0, numel, numel // 5 + 1), 16)
+        check("saliency_sample", weight, gradient, torch.tensor([numel - 1]), 70)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(tier, size):
+    check_all(*pair((size,)))
+
+
+@pytest.mark.parametrize(
+    "dtypes", list(itertools.product(DTYPES, DTYPES)), ids=lambda d: "-".join(str(t)[6:] for t in d)
+)
+def test_dtypes(tier, dtypes):
+    check_all(*pair((3001,), dtypes))
+
+
+@pytest.mark.parametrize("left", layouts((1, 1)))
+@pytest.mark.parametrize("right", ["dense", "transposed", "one value"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_layouts(tier, left, right, dtype):
+    shape = (67, 101)
+    weight, gradient = pair(shape, (dtype, dtype))
+    check_all(layouts(shape)[left](weight), layouts(shape)[right](gradient))
+
+
+def test_four_dimensions_in_any_order(tier):
+    weight, gradient = pair((5, 7, 3, 11))
+    for order in itertools.permutations(range(4)):
+        check_all(weight.permute(order), gradient.permute(order).contiguous())
+    check_all(weight.to(memory_format=torch.channels_last), gradient)
+
+
+def test_zero_dimensional(tier):
+    check_all(torch.tensor(-2.0), torch.tensor(3.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_finite_16_bit_value_is_converted_exactly(tier, dtype):
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    weight = bits.view(dtype)
+    weight = weight[weight.isfinite()]
+    for gradient in (torch.ones_like(weight), torch.ones(weight.shape)):
+        keys = check("saliency_partition", weight, gradient, 0, TOP, 2**16)[1]
+        assert torch.equal(keys, weight.float().abs().view(torch.int32))
+
+
+def test_denormal_scores_whatever_the_flush_mode(tier):
+    weight = torch.arange(1.0, 5000.0) * 1e-22
+    gradient = torch.full_like(weight, 1e-20)
+    expected = reference.saliency_partition(weight, gradient, 0, TOP, 5000)
+    assert int(expected[3][2]) < 0x00800000
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        for inputs in ((weight, gradient), (weight.double(), gradient.double())):
+            result = ops.saliency_partition(*inputs, 0, TOP, 5000)
+            assert torch.equal(result[1], expected[1])
+        assert float(weight[0] * gradient[0]) == 0.0, "the flush mode is the caller's again"
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_overflow_is_the_largest_legal_key(tier):
+    weight, gradient = torch.tensor([1e30, 1.0, -3e38]), torch.tensor([-1e30, 1.0, 1.0])
+    keys, counts = (check("saliency_partition", weight, gradient, 0, TOP, 3)[i] for i in (1, 3))
+    assert keys[0] == INFINITY_KEY == counts[2] and keys[2] < INFINITY_KEY
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_largest_key_tells_of_non_finite_factors(tier, bad):
+    weight, gradient = pair((5000,))
+    weight[4321] = bad
+    gradient[4321] = 0.0
+    assert int(ops.saliency_partition(weight, gradient, 0, 0, 0)[3][2]) > INFINITY_KEY
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_change_nothing(tier, count):
+    weight, gradient = pair((10 * 2**16 + 5,), levels=3)
+    with threads(count):
+        check_all(weight, gradient)
+
+
+def test_partition_counts_beyond_its_capacity(tier):
+    weight = torch.ones(300_000)
+    words, keys, index, counts = ops.saliency_partition(weight, weight, 0, TOP, 299_999)
+    assert counts.tolist() == [0, 300_000, 0x3F800000]
+    assert keys.numel() == index.numel() == 0 and not words.any()
+
+
+def test_mask_takes_the_first_ties_across_waves(tier):
+    weight = torch.ones(70 * 2**16)
+    for ties in (1, 2**16, 66 * 2**16 + 12345):
+        words = ops.saliency_mask(weight, weight, 0x3F800000, ties)
+        expected = torch.zeros(weight.numel(), dtype=torch.bool)
+        expected[:ties] = True
+        bits = (words[:, None] >> torch.arange(64)) & 1
+        assert torch.equal(bits.view(-1).bool(), expected)
+
+
+def test_resolve_sets_the_largest_and_the_first_ties(tier):
+    weight, gradient = pair((9999,), levels=5)
+    words, keys, index, _ = ops.saliency_partition(weight, gradient, 0, TOP - 1, 9999)
+    threshold = int(keys.median())
+    for ties in (0, 1, 100, 9999):
+        got, want = words.clone(), words.clone()
+        ops.saliency_resolve_(got, keys, index, threshold, ties)
+        reference.saliency_resolve_(want, keys, index, threshold, ties)
+        assert torch.equal(got, want)
+        assert torch.equal(got, ops.saliency_mask(weight, gradient, threshold, ties))
+
+
+CALLS = {
+    "saliency_sample": (torch.tensor([0, 40, 99]), 16),
+    "saliency_partition": (1000, TOP, 100),
+    "saliency_histogram": (0, INFINITY_KEY, 20),
+    "saliency_mask": (0x3E000000, 4),
+}
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("name", [*CALLS, "saliency_resolve_"])
+def test_opcheck(backend, name):
+    if backend == "cpu" and backends.isa() is None:
+        pytest.skip("the cpu backend is not built")
+    args = (*pair((100,)), *CALLS.get(name, ()))
+    if name == "saliency_resolve_":
+        args = (torch.zeros(2, dtype=torch.int64), torch.tensor([5, 9], dtype=torch.int32), torch.tensor([3, 99]), 5, 1)
+    with backends.use(backend):
+        torch.library.opcheck(getattr(ops, name).default, args)
+
+
+W = torch.ones(4, 2)
+WORDS, KEYS, INDEX = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32), torch.arange(2)
+ERRORS = [
+    ("saliency_partition", (W.int(), W, 0, 1, 1), "must be float32, float64, float16 or bfloat16"),
+    ("saliency_partition", (W, W.int(), 0, 1, 1), "must be float32, float64, float16 or bfloat16"),
+    ("saliency_partition", (W, W.t(), 0, 1, 1), "gradient must have the weight's shape"),
+    ("saliency_partition", (W, W, 2, 1, 1), "low and high must satisfy -1 <= low <= high < 2^31"),
+    ("saliency_partition", (W, W, -2, 1, 1), "low and high must satisfy -1 <= low <= high < 2^31"),
+    ("saliency_partition", (W, W, 0, TOP + 1, 1), "low and high must satisfy -1 <= low <= high < 2^31"),
+    ("saliency_partition", (W, W, 0, 1, -1), "capacity must not be negative (got -1)"),
+    ("saliency_histogram", (W, W.t(), 0, 1, 1), "gradient must have the weight's shape"),
+    ("saliency_histogram", (W, W, 0, 4096, 0), "low must not be negative and shift leave at most 4096 bins"),
+    ("saliency_histogram", (W, W, -1, 4, 0), "low must not be negative and shift leave at most 4096 bins"),
+    ("saliency_histogram", (W, W, 0, 4, -1), "low must not be negative and shift leave at most 4096 bins"),
+    ("saliency_mask", (W, W[:2], 0, 0), "gradient must have the weight's shape"),
+    ("saliency_mask", (W, W, 0, -1), "threshold must be a key and ties not negative"),
+    ("saliency_mask", (W, W, 2**31, 0), "threshold must be a key and ties not negative"),
+    ("saliency_sample", (W, W, torch.tensor([8]), 2), "starts must be flat indices below 8"),
+    ("saliency_sample", (W, W, torch.tensor([-1]), 2), "starts must be flat indices below 8"),
+    ("saliency_sample", (W, W, KEYS, 2), "starts must be a 1-D int64 tensor"),
+    ("saliency_sample", (W, W, INDEX, 0), "width must be positive (got 0)"),
+    ("saliency_resolve_", (KEYS, KEYS, INDEX, 0, 0), "words must be a contiguous 1-D int64 tensor"),
+    ("saliency_resolve_", (WORDS, INDEX, INDEX, 0, 0), "keys and index must be 1-D, int32 and int64"),
+    ("saliency_resolve_", (WORDS, KEYS, INDEX[:1], 0, 0), "keys and index must "),
+    ("saliency_resolve_", (WORDS, KEYS, INDEX + 63, 0, 0), "index must be below 64"),
+    ("saliency_resolve_", (WORDS, KEYS, INDEX, 0, -1), "threshold must be a key and ties not negative"),
+]
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("name, args, message", ERRORS, ids=lambda v: v if isinstance(v, str) else "")
+def test_errors(backend, name, args, message):
+    if backend == "cpu" and backends.isa() is None:
+        pytest.skip("the cpu backend is not built")
+    kind = ValueError if backend == "reference" else RuntimeError
+    with backends.use(backend), pytest.raises(kind) as error:
+        getattr(ops, name)(*args)
+    assert f"{name}: " in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize("most", [1, 7, 24, 1000])
+def test_flat_chunks_are_the_row_major_sequence(most):
+    tensor = torch.arange(5 * 4 * 6).view(6, 4, 5).permute(2, 1, 0)
+    chunks = list(flat_chunks(tensor, most))
+    assert torch.equal(torch.cat(chunks), tensor.reshape(-1))
+    assert max(chunk.numel() for chunk in chunks) <= most
+    assert [chunk.numel() for chunk in chunks] == [chunk.numel() for chunk in flat_chunks(tensor.contiguous(), most)]

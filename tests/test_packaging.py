@@ -1,0 +1,196 @@
+"""What a user installs: wheels and editable installs, compiled and not, each tried from another directory."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+NOT_BUILT = "reference snipkern._C is not built: install from source with a C++17 compiler and ninja"
+pytestmark = pytest.mark.slow
+
+SMOKE_TEST = """
+import importlib.resources, sys, torch, snipkern, snipkern.triton_kernels
+print(snipkern.__file__)
+print(snipkern.triton_kernels.__file__)
+assert importlib.resources.files(snipkern).joinpath("py.typed").is_file()
+mask = snipkern.Mask.from_dense(torch.rand(20, 30) < 0.3)
+index = snipkern.topology.Topology(mask).on(torch.device("cpu"))
+x, values = torch.randn(70, 30), torch.randn(mask.count(), requires_grad=True)
+weight = torch.zeros(20, 30)
+weight[mask.to_dense()] = values.detach()
+y = torch.ops.snipkern.spmm_csr(x, values, None, index, 20, 30, False)
+torch.testing.assert_close(y.detach(), x @ weight.t(), rtol=1e-4, atol=1e-4)
+y.sum().backward()
+torch.testing.assert_close(values.grad, x.sum(0).expand(20, 30)[mask.to_dense()], rtol=1e-4, atol=1e-4)
+print(snipkern.backends.active(), snipkern.backends.status()[1].detail)
+"""
+
+
+def run(*command, cwd=ROOT, **environment):
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SNIPKERN_BUILD")}
+    result = subprocess.run(
+        [str(part) for part in command], env=env | environment, cwd=cwd, capture_output=True, text=True
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    return output
+
+
+def copy_source(target):
+    """The files of a clean clone, with what is not committed yet and without what is ignored."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((ROOT / name).read_bytes())
+    return target
+
+
+def build_wheel(source, python=sys.executable, **environment):
+    """Calls the build backend as pip does, but in one process; returns the wheel and what was printed."""
+    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    output = run(python, "-c", code, cwd=source, **environment)
+    [wheel] = (source / "dist").glob("*.whl")
+    return wheel, output
+
+
+class Environment:
+    """An empty virtual environment that sees this one's packages, but not its editable installs."""
+
+    def __init__(self, folder):
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.python = folder / "bin" / "python"
+        self.site = Path(run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        seen = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(torch.__file__).parents[1])}
+        (self.site / "outer.pth").write_text("\n".join(sorted(seen)))
+
+    def install(self, *arguments, **environment):
+        # --ignore-installed: leave alone the outer environment's own snipkern.
+        options = ("--no-deps", "--no-build-isolation", "--ignore-installed", "--verbose")
+        pip = (sys.executable, "-m", "pip", "--python", self.python)
+        return run(*pip, "install", *options, *arguments, **environment)
+
+    def smoke_test(self, folder, **environment):
+        package, triton_kernels, engine = run(self.python, "-c", SMOKE_TEST, cwd=folder, **environment).splitlines()
+        return Path(package).parent, Path(triton_kernels).parent, engine
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    return copy_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory):
+    """The interpreter that compiles: its paths are part of the command, and objects of equal commands are reused."""
+    return Environment(tmp_path_factory.mktemp("builder"))
+
+
+@pytest.fixture(scope="session")
+def wheel(source, builder):
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler ({compiler})")
+    return build_wheel(source, builder.python, SNIPKERN_BUILD="require", MAX_JOBS="2")[0]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return Environment(tmp_path / "environment")
+
+
+def test_wheel_serves_every_python_from_3_10(wheel):
+    name = wheel.name.split("-")
+    assert name[0] == "snipkern" and name[2:4] == ["cp310", "abi3"]
+    assert not name[4].startswith("any")
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel, source):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    packages = {"snipkern": source / "snipkern", "snipkern/triton_kernels": source / "triton_kernels"}
+    expected = {
+        f"{package}/{path.relative_to(folder).as_posix()}"
+        for package, folder in packages.items()
+        for path in folder.rglob("*.py")
+    }
+    expected |= {"snipkern/py.typed", "snipkern/_C.abi3.so"}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_wheel_install(wheel, environment, tmp_path):
+    environment.install(wheel)
+    package, triton_kernels, engine = environment.smoke_test(tmp_path)
+    assert package == environment.site / "snipkern"
+    assert triton_kernels == environment.site / "snipkern" / "triton_kernels"
+    assert engine.startswith("cpu ") and "kernels on" in engine
+
+
+def test_editable_install(wheel, source, builder, tmp_path):
+    # The wheel came first and left its objects, so that this one only links.
+    builder.install("--editable", source, SNIPKERN_BUILD="require", MAX_JOBS="2")
+    package, triton_kernels, engine = builder.smoke_test(tmp_path)
+    assert package == source / "snipkern"
+    assert triton_kernels == source / "triton_kernels"
+    assert engine.startswith("cpu ") and "kernels on" in engine
+
+
+def test_pure_wheel_runs_on_the_reference(tmp_path, environment):
+    wheel, _ = build_wheel(copy_source(tmp_path / "source"), SNIPKERN_BUILD="skip")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    environment.install(wheel)
+    package, _, engine = environment.smoke_test(tmp_path)
+    assert package == environment.site / "snipkern"
+    assert engine == NOT_BUILT
+
+
+def test_without_a_compiler_the_wheel_is_pure(tmp_path):
+    wheel, output = build_wheel(copy_source(tmp_path / "source"), CXX="/nonexistent/c++")
+    assert "snipkern: the C++ extension was not built" in output
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+
+
+def test_without_a_compiler_an_editable_install_drops_a_stale_extension(tmp_path, environment):
+    source = copy_source(tmp_path / "source")
+    stale = source / "snipkern" / "_C.abi3.so"
+    stale.write_bytes(b"built from older sources")
+    output = environment.install("--editable", source, CXX="/nonexistent/c++")
+    assert "snipkern: the C++ extension was not built" in output
+    assert not stale.exists()
+    package, _, engine = environment.smoke_test(tmp_path)
+    assert package == source / "snipkern"
+    assert engine == NOT_BUILT
+
+
+def test_a_required_build_fails_without_a_compiler(tmp_path):
+    source = copy_source(tmp_path / "source")
+    with pytest.raises(AssertionError, match="Error compiling objects for extension"):
+        build_wheel(source, CXX="/nonexistent/c++", SNIPKERN_BUILD="require")
+
+
+def test_an_unknown_build_mode_is_an_error(tmp_path):
+    source = copy_source(tmp_path / "source")
+    with pytest.raises(AssertionError, match=r"SNIPKERN_BUILD: must be one of auto, require, skip \(got 'maybe'\)"):
+        run(sys.executable, "setup.py", "--version", cwd=source, SNIPKERN_BUILD="maybe")
+
+
+def test_source_distribution_can_be_built_from(source, tmp_path):
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    archive = run(sys.executable, "-c", code, tmp_path, cwd=source, SNIPKERN_BUILD="skip").splitlines()[-1]
+    with tarfile.open(tmp_path / archive) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    needed = [path for folder in ("csrc", "snipkern", "triton_kernels") for path in (source / folder).rglob("*")]
+    needed = {path.relative_to(source).as_posix() for path in needed if path.suffix in (".h", ".cpp", ".py")}
+    assert needed | {"setup.py", "pyproject.toml", "LICENSE"} <= names

@@ -1,0 +1,356 @@
+"""select(): against a full stable sort of materialised scores, on every backend, tier and path."""
+
+import contextlib
+import dataclasses
+import math
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+from snipkern import Mask, backends
+from snipkern.ops.schema_saliency import INFINITY_KEY
+from snipkern.select import kept_count, select
+
+module = sys.modules["snipkern.select"]
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Tuning that sends a few weights down the paths of large models.
+SAMPLED = {"direct": 0, "clusters": (4, 64), "weights_per_cluster": 64}
+NARROW = {**SAMPLED, "deviations": 0.0}  # the interval is a key or two: mostly missed
+FULL = {**SAMPLED, "candidates": 5, "weights_per_candidate": 10**6}
+
+
+def all_backends():
+    names = backends.ISA_TIERS
+    best = backends.isa()
+    return [("reference", None), *(("cpu", isa) for isa in (names[: names.index(best) + 1] if best else ()))]
+
+
+@pytest.fixture(params=all_backends(), ids=lambda b: b[1] or b[0])
+def backend(request):
+    name, isa = request.param
+    with backends.use(name, isa=isa):
+        yield name
+
+
+@contextlib.contextmanager
+def tuning(**changes):
+    before = module.TUNING
+    module.TUNING = dataclasses.replace(before, **changes)
+    try:
+        yield
+    finally:
+        module.TUNING = before
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def by_sorting(pairs, kept):
+    """The contract itself: the first `kept` of a stable descending sort, parameter after parameter."""
+    scores = torch.cat([(w.float() * g.float()).abs().reshape(-1) for w, g in pairs.values()])
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[torch.sort(scores, descending=True, stable=True).indices[:kept]] = True
+    parts = mask.split([w.numel() for w, _ in pairs.values()])
+    return {
+        name: Mask.from_dense(part.view(w.shape)) for (name, (w, _)), part in zip(pairs.items(), parts, strict=True)
+    }
+
+
+def check(pairs, keep):
+    masks = select(pairs, keep)
+    total = sum(w.numel() for w, _ in pairs.values())
+    kept = kept_count(total, keep)
+    assert sum(mask.count() for mask in masks.values()) == kept
+    assert list(masks) == list(pairs)
+    assert masks == by_sorting(pairs, kept)
+    return masks
+
+
+def normal(*shapes, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda shape: torch.randn(shape, generator=generator).to(dtype)  # noqa: E731
+    return {f"layer{i}.weight": (make(shape), make(shape)) for i, shape in enumerate(shapes)}
+
+
+# Against a full sort
+
+# Few values, so that ties are everywhere; products reach zero, denormals and infinity.
+VALUES = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 1e-4, -6e-5, 1e-20, -3e-23, 1.5e30, -3e38]
+SHAPES = [(), (0,), (1,), (7,), (0, 3), (5, 3), (64,), (9, 15), (3, 4, 5), (2, 1, 3, 70), (200, 10)]
+
+
+@st.composite
+def tensors(draw, shape):
+    dtype = draw(st.sampled_from(DTYPES))
+    values = [v for v in VALUES if math.isfinite(torch.tensor(v).to(dtype))]
+    palette = draw(st.lists(st.sampled_from(values), min_size=1, max_size=6))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tensor = torch.from_numpy(generator.choice(palette, size=shape)).to(dtype)
+    layout = draw(st.sampled_from(["dense", "transposed", "stepped", "expanded"]))
+    if layout == "transposed":
+        order = list(reversed(range(tensor.dim())))
+        return tensor.permute(order).contiguous().permute(order)
+    if layout == "stepped" and tensor.dim():
+        return tensor.repeat_interleave(3, -1)[..., 1::3]
+    if layout == "expanded" and tensor.dim() and tensor.shape[0]:
+        return tensor[:1].expand(tensor.shape)
+    return tensor
+
+
+@st.composite
+def mappings(draw):
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
+    pairs = {f"p{i}": (draw(tensors(shape)), draw(tensors(shape))) for i, shape in enumerate(shapes)}
+    hypothesis.assume(sum(w.numel() for w, _ in pairs.values()))
+    return pairs
+
+
+settings = hypothesis.settings(
+    max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+
+
+@settings
+@hypothesis.given(pairs=mappings(), data=st.data(), path=st.sampled_from([{}, SAMPLED, NARROW, FULL]))
+def test_equals_a_stable_sort(backend, pairs, data, path):
+    total = sum(w.numel() for w, _ in pairs.values())
+    keep = data.draw(st.one_of(st.integers(1, total), st.just(1.0)))
+    with tuning(**path):
+        check(pairs, keep)
+
+
+@settings
+@hypothesis.given(pairs=mappings(), data=st.data())
+def test_any_interval_and_capacity_give_the_same_masks(backend, pairs, data):
+    """What the sample says can cost time, never change a bit."""
+    total = sum(w.numel() for w, _ in pairs.values())
+    kept = data.draw(st.integers(1, total))
+    ends = data.draw(st.lists(st.integers(0, INFINITY_KEY), min_size=2, max_size=2))
+    capacity = data.draw(st.integers(0, total))
+    parameters = [module.Parameter(name, w, g) for name, (w, g) in pairs.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_bracket", lambda *_: tuple(sorted(ends)))
+        words = module._select(parameters, total, kept, capacity)
+    masks = {p.name: Mask(w, p.weight.shape) for p, w in zip(parameters, words, strict=True)}
+    assert masks == by_sorting(pairs, kept)
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.5, 1, 299_999, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_sampled_path(backend, dtype, keep):
+    check(normal((300, 784), (100, 300), (10, 100), (33_800,), dtype=dtype), keep)
+
+
+@pytest.mark.parametrize("path", [{}, SAMPLED, NARROW, FULL], ids=["direct", "sampled", "narrow", "full"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-22])
+def test_all_scores_equal(backend, path, value):
+    pairs = {name: (torch.full((n,), value), torch.full((n,), value)) for name, n in [("a", 700), ("b", 0), ("c", 300)]}
+    with tuning(**path):
+        for keep in (1, 699, 700, 701, 999, 1000):
+            masks = check(pairs, keep)
+            assert masks["a"].count() == min(keep, 700)
+
+
+@pytest.mark.parametrize("path", [SAMPLED, NARROW, FULL], ids=["sampled", "narrow", "full"])
+def test_mostly_zero_scores_with_the_threshold_among_the_zeros(backend, path):
+    pairs = normal((400, 100), (300, 100))
+    for _, gradient in pairs.values():
+        gradient[torch.rand_like(gradient) < 0.9] = 0.0
+    with tuning(**path):
+        check(pairs, 0.3)
+
+
+def test_equals_topk_where_no_tie_is_at_the_threshold(backend):
+    pairs = normal((512, 300), (200, 512))
+    scores = torch.cat([(g * w).abs().view(-1) for w, g in pairs.values()])
+    kept = round(scores.numel() * 0.05)
+    top = torch.topk(scores, kept + 1).values
+    assert top[-1] < top[-2]
+    expected = torch.zeros(scores.numel(), dtype=torch.bool)
+    expected[torch.topk(scores, kept).indices] = True
+    masks = select(pairs, 0.05)
+    assert torch.equal(torch.cat([mask.to_dense().view(-1) for mask in masks.values()]), expected)
+
+
+def test_every_backend_tier_and_thread_count_gives_the_same_words():
+    pairs = normal((1000, 784), (5, 3, 100, 100), dtype=torch.bfloat16) | {"last": normal((900, 101))["layer0.weight"]}
+    pairs["transposed"] = tuple(t.t() for t in normal((300, 400), seed=1)["layer0.weight"])
+    found = []
+    for name, isa in all_backends():
+        for count in (1, 2):
+            with backends.use(name, isa=isa), threads(count):
+                found.append(select(pairs, 0.031))
+    assert all(masks == found[0] for masks in found)
+
+
+# Paths
+
+
+def passes(monkeypatch):
+    """Names of the steps that read the tensors, as they happen."""
+    calls = []
+    for step in ("_sample", "_partition", "_narrow", "_mask"):
+        function = getattr(module, step)
+
+        def counted(*args, step=step, function=function):
+            calls.append(step)
+            return function(*args)
+
+        monkeypatch.setattr(module, step, counted)
+    return calls
+
+
+def test_a_large_model_is_read_once(monkeypatch):
+    calls = passes(monkeypatch)
+    check(normal((700, 600)), 0.05)
+    assert calls == ["_sample", "_partition"]
+
+
+def test_a_small_model_needs_no_sample(monkeypatch):
+    calls = passes(monkeypatch)
+    check(normal((70, 60)), 0.05)
+    assert calls == ["_partition"]
+
+
+def test_keeping_everything_is_one_pass(monkeypatch):
+    calls = passes(monkeypatch)
+    check(normal((700, 600)), 1.0)
+    assert calls == ["_partition"]
+
+
+@pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
+def test_a_missed_interval_falls_back_to_histograms(backend, monkeypatch, interval):
+    calls = passes(monkeypatch)
+    monkeypatch.setattr(module, "_bracket", lambda *_: interval)
+    with tuning(candidates=100, weights_per_candidate=10**9):
+        check(normal((700, 300), (50, 60)), 0.05)
+    assert calls[:2] == ["_partition", "_narrow"] and calls[2:] in (["_partition"], ["_mask"])
+
+
+def test_ties_beyond_the_capacity_end_in_one_mask_pass(backend, monkeypatch):
+    calls = passes(monkeypatch)
+    weight = torch.ones(2**18)
+    with tuning(candidates=1000, weights_per_candidate=10**9):
+        check({"a": (weight, weight), "b": (weight, weight)}, 2**18 + 999)
+    assert calls == ["_sample", "_partition", "_narrow", "_mask"]
+
+
+def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
+    pairs = normal((300, 300))
+    parameters = [module.Parameter(name, w, g) for name, (w, g) in pairs.items()]
+    interval = module.Interval(0, INFINITY_KEY, 0, (90_000,))
+    monkeypatch.setattr(module, "TUNING", dataclasses.replace(module.TUNING, bits=11))
+    seen = []
+    counted = torch.ops.snipkern.saliency_histogram
+
+    class Ops:
+        @staticmethod
+        def saliency_histogram(*args):
+            seen.append(args[2:])
+            return counted(*args)
+
+    monkeypatch.setattr(module, "ops", Ops)
+    found = module._narrow(parameters, interval, 4500, 0)
+    assert found.low == found.high and len(seen) == 3
+    keys = torch.sort((pairs["layer0.weight"][0] * pairs["layer0.weight"][1]).abs().view(-1), descending=True).values
+    assert found.low == int(keys.view(torch.int32)[4499]) and found.above == 4499
+
+
+# Inputs
+
+
+def test_inputs_stay_as_they_are(backend):
+    weight = torch.nn.Parameter(torch.randn(60, 50))
+    weight.grad = torch.randn(60, 50)
+    before = weight.detach().clone(), weight.grad.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    with tuning(**SAMPLED):
+        masks = select({"w": (weight, weight.grad)}, 0.1)
+    assert torch.equal(weight, before[0]) and torch.equal(weight.grad, before[1])
+    assert torch.equal(torch.get_rng_state(), before[2]) and (np.random.get_state()[1] == before[3]).all()
+    assert masks["w"].shape == (60, 50) and masks["w"].words.device.type == "cpu"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+@pytest.mark.parametrize("keep", [5, 1.0])
+@pytest.mark.parametrize("path", [{}, SAMPLED], ids=["direct", "sampled"])
+def test_non_finite_values_name_the_parameter(backend, bad, what, keep, path):
+    pairs = normal((20, 50), (10, 100))
+    pairs["layer1.weight"][what == "gradient"][3, 4:7] = bad
+    pairs["layer1.weight"][what == "weight"][3, 4:7] = 0.0
+    with tuning(**path), pytest.raises(ValueError) as error:
+        select(pairs, keep)
+    assert str(error.value) == f"select: {what} of 'layer1.weight' must be finite (got 3 non-finite of 1000)"
+
+
+def test_all_nan_names_the_parameter(backend):
+    pairs = {"w": (torch.ones(500), torch.full((500,), float("nan")))}
+    with tuning(**SAMPLED), pytest.raises(ValueError, match="gradient of 'w' must be finite"):
+        select(pairs, 0.5)
+
+
+def test_float64_beyond_float32_is_not_finite(backend):
+    pairs = {"w": (torch.tensor([1e300, 1.0], dtype=torch.float64), torch.ones(2))}
+    with pytest.raises(ValueError, match=r"weight of 'w' must be finite \(got 1 non-finite of 2\)"):
+        select(pairs, 1)
+
+
+BAD_PAIRS = [
+    (
+        (torch.ones(2, 3), torch.ones(3, 2)),
+        "must have the weight's shape and device, (2, 3) on cpu (got (3, 2) on cpu)",
+    ),
+    ((torch.ones(2), torch.ones(2, device="meta")), "shape and device, (2,) on cpu (got (2,) on meta)"),
+    ((torch.ones(2), None), "must be a dense float32, float64, float16 or bfloat16 tensor (got NoneType)"),
+    ((torch.ones(2), torch.ones(2).int()), "bfloat16 tensor (got torch.int32 torch.strided)"),
+    ((torch.ones(2), torch.ones(2).to_sparse()), "bfloat16 tensor (got torch.float32 torch.sparse_coo)"),
+]
+
+
+@pytest.mark.parametrize("pair, message", BAD_PAIRS, ids=lambda v: "")
+def test_tensors_that_do_not_fit_name_the_parameter(pair, message):
+    with pytest.raises(ValueError) as error:
+        select({"good": (torch.ones(2), torch.ones(2)), "fc.weight": pair}, 1)
+    assert str(error.value).startswith("select: gradient of 'fc.weight' must") and message in str(error.value)
+
+
+# keep
+
+
+@pytest.mark.parametrize("keep", [0, -1, 101, 0.0, -0.5, 1.0001, float("nan"), float("inf"), True, "0.5", None])
+def test_bad_keep(keep):
+    with pytest.raises(ValueError) as error:
+        kept_count(100, keep)
+    assert str(error.value) == f"select: keep must be a fraction in (0, 1] or a count in [1, 100] (got {keep!r})"
+
+
+@pytest.mark.parametrize(
+    "keep, kept",
+    [(1, 1), (100, 100), (1.0, 100), (0.05, 5), (0.055, 6), (0.006, 1), (np.int64(7), 7), (np.float32(0.5), 50)],
+)
+def test_kept_count(keep, kept):
+    assert kept_count(100, keep) == kept
+
+
+def test_a_fraction_that_keeps_nothing():
+    with pytest.raises(ValueError) as error:
+        kept_count(100, 0.005)
+    assert str(error.value) == "select: keep must leave at least one weight (got 0.005 of 100)"
+
+
+@pytest.mark.parametrize("pairs", [{}, {"w": (torch.ones(0, 4), torch.ones(0, 4))}])
+def test_nothing_to_choose_from(pairs):
+    with pytest.raises(ValueError) as error:
+        select(pairs, 0.5)
+    assert str(error.value) == "select: there must be at least one weight to choose from (got 0)"
