@@ -92,6 +92,10 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
     return pool
 
 
+def _is_sharded(parameter: nn.Parameter | None) -> bool:
+    return hasattr(parameter, "device_mesh")  # a DTensor, without importing torch.distributed to ask
+
+
 def _is_pooled(
     module: nn.Module,
     module_fqn: str,
@@ -113,6 +117,8 @@ def _is_pooled(
 
 def _require_plain(module: nn.Module, module_fqn: str) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
+    if isinstance(module, nn.parallel.DistributedDataParallel) or any(map(_is_sharded, module._parameters.values())):
+        raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
     if isinstance(module, SparseWeight) or guards(module):
         raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")
     if parametrize.is_parametrized(module):

@@ -441,3 +441,30 @@ def test_missing_kernels_are_said_once_at_pruning(monkeypatch, mlp, vectors):
     monkeypatch.setattr(sk.backends, "_reason", "snipkern._C is not built: no compiler")
     with pytest.warns(UserWarning, match="reference kernels, slower than dense: snipkern._C is not built: no compiler"):
         sk.prune_(mlp, vectors, keep=0.1, engine="csr")
+
+
+def test_wrapped_and_sharded_models_are_refused(tmp_path, vectors):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(make_mlp())
+        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got the model \(Distr"):
+            sk.prune_(wrapped, vectors, keep=0.1)
+        sharded = make_mlp()
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        torch.distributed.fsdp.fully_shard(sharded[2], mesh=mesh)
+        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got 2 \("):
+            sk.prune_(sharded, vectors, keep=0.1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_compiled_model_can_be_pruned(mlp, vectors):
+    compiled = torch.compile(mlp, backend="aot_eager")
+    x, y = vectors[0]
+    before = compiled(x)
+    pruned = sk.prune_(compiled, vectors, keep=0.3, engine="csr")
+    assert all(name.startswith("_orig_mod.") for name in pruned.masks)
+    assert not torch.equal(compiled(x), before)
+    torch.testing.assert_close(compiled(x), mlp(x))
+    F.cross_entropy(compiled(x), y).backward()
+    assert mlp[0].weight_values.grad is not None

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern import Mask, backends
+from snipkern import Mask
 from snipkern.ops.schema_saliency import INFINITY_KEY
 from snipkern.select import kept_count, select
+from snipkern.testing import run_on, tiers
 
 module = sys.modules["snipkern.select"]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -23,17 +24,10 @@ NARROW = {**SAMPLED, "deviations": 0.0}  # the interval is a key or two: mostly 
 FULL = {**SAMPLED, "candidates": 5, "weights_per_candidate": 10**6}
 
 
-def all_backends():
-    names = backends.ISA_TIERS
-    best = backends.isa()
-    return [("reference", None), *(("cpu", isa) for isa in (names[: names.index(best) + 1] if best else ()))]
-
-
-@pytest.fixture(params=all_backends(), ids=lambda b: b[1] or b[0])
-def backend(request):
-    name, isa = request.param
-    with backends.use(name, isa=isa):
-        yield name
+@pytest.fixture(params=tiers())
+def tier(request):
+    with run_on(request.param):
+        yield request.param
 
 
 @contextlib.contextmanager
@@ -44,16 +38,6 @@ def tuning(**changes):
         yield
     finally:
         module.TUNING = before
-
-
-@contextlib.contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def by_sorting(pairs, kept):
@@ -117,13 +101,13 @@ def mappings(draw):
 
 
 settings = hypothesis.settings(
-    max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 
 
 @settings
 @hypothesis.given(pairs=mappings(), data=st.data(), path=st.sampled_from([{}, SAMPLED, NARROW, FULL]))
-def test_equals_a_stable_sort(backend, pairs, data, path):
+def test_equals_a_stable_sort(tier, pairs, data, path):
     total = sum(w.numel() for w, _ in pairs.values())
     keep = data.draw(st.one_of(st.integers(1, total), st.just(1.0)))
     with tuning(**path):
@@ -132,7 +116,7 @@ def test_equals_a_stable_sort(backend, pairs, data, path):
 
 @settings
 @hypothesis.given(pairs=mappings(), data=st.data())
-def test_any_interval_and_capacity_give_the_same_masks(backend, pairs, data):
+def test_any_interval_and_capacity_give_the_same_masks(tier, pairs, data):
     """What the sample says can cost time, never change a bit."""
     total = sum(w.numel() for w, _ in pairs.values())
     kept = data.draw(st.integers(1, total))
@@ -148,13 +132,13 @@ def test_any_interval_and_capacity_give_the_same_masks(backend, pairs, data):
 
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1, 299_999, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_sampled_path(backend, dtype, keep):
+def test_the_sampled_path(tier, dtype, keep):
     check(normal((300, 784), (100, 300), (10, 100), (33_800,), dtype=dtype), keep)
 
 
 @pytest.mark.parametrize("path", [{}, SAMPLED, NARROW, FULL], ids=["direct", "sampled", "narrow", "full"])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-22])
-def test_all_scores_equal(backend, path, value):
+def test_all_scores_equal(tier, path, value):
     pairs = {name: (torch.full((n,), value), torch.full((n,), value)) for name, n in [("a", 700), ("b", 0), ("c", 300)]}
     with tuning(**path):
         for keep in (1, 699, 700, 701, 999, 1000):
@@ -163,7 +147,7 @@ def test_all_scores_equal(backend, path, value):
 
 
 @pytest.mark.parametrize("path", [SAMPLED, NARROW, FULL], ids=["sampled", "narrow", "full"])
-def test_mostly_zero_scores_with_the_threshold_among_the_zeros(backend, path):
+def test_mostly_zero_scores_with_the_threshold_among_the_zeros(tier, path):
     pairs = normal((400, 100), (300, 100))
     for _, gradient in pairs.values():
         gradient[torch.rand_like(gradient) < 0.9] = 0.0
@@ -171,7 +155,7 @@ def test_mostly_zero_scores_with_the_threshold_among_the_zeros(backend, path):
         check(pairs, 0.3)
 
 
-def test_equals_topk_where_no_tie_is_at_the_threshold(backend):
+def test_equals_topk_where_no_tie_is_at_the_threshold(tier):
     pairs = normal((512, 300), (200, 512))
     scores = torch.cat([(g * w).abs().view(-1) for w, g in pairs.values()])
     kept = round(scores.numel() * 0.05)
@@ -183,13 +167,14 @@ def test_equals_topk_where_no_tie_is_at_the_threshold(backend):
     assert torch.equal(torch.cat([mask.to_dense().view(-1) for mask in masks.values()]), expected)
 
 
-def test_every_backend_tier_and_thread_count_gives_the_same_words():
+def test_every_tier_and_thread_count_gives_the_same_words(restore_threads):
     pairs = normal((1000, 784), (5, 3, 100, 100), dtype=torch.bfloat16) | {"last": normal((900, 101))["layer0.weight"]}
     pairs["transposed"] = tuple(t.t() for t in normal((300, 400), seed=1)["layer0.weight"])
     found = []
-    for name, isa in all_backends():
+    for name in tiers():
         for count in (1, 2):
-            with backends.use(name, isa=isa), threads(count):
+            torch.set_num_threads(count)
+            with run_on(name):
                 found.append(select(pairs, 0.031))
     assert all(masks == found[0] for masks in found)
 
@@ -230,7 +215,7 @@ def test_keeping_everything_is_one_pass(monkeypatch):
 
 
 @pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
-def test_a_missed_interval_falls_back_to_histograms(backend, monkeypatch, interval):
+def test_a_missed_interval_falls_back_to_histograms(tier, monkeypatch, interval):
     calls = passes(monkeypatch)
     monkeypatch.setattr(module, "_bracket", lambda *_: interval)
     with tuning(candidates=100, weights_per_candidate=10**9):
@@ -238,7 +223,7 @@ def test_a_missed_interval_falls_back_to_histograms(backend, monkeypatch, interv
     assert calls[:2] == ["_partition", "_narrow"] and calls[2:] in (["_partition"], ["_mask"])
 
 
-def test_ties_beyond_the_capacity_end_in_one_mask_pass(backend, monkeypatch):
+def test_ties_beyond_the_capacity_end_in_one_mask_pass(tier, monkeypatch):
     calls = passes(monkeypatch)
     weight = torch.ones(2**18)
     with tuning(candidates=1000, weights_per_candidate=10**9):
@@ -265,92 +250,3 @@ def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
     assert found.low == found.high and len(seen) == 3
     keys = torch.sort((pairs["layer0.weight"][0] * pairs["layer0.weight"][1]).abs().view(-1), descending=True).values
     assert found.low == int(keys.view(torch.int32)[4499]) and found.above == 4499
-
-
-# Inputs
-
-
-def test_inputs_stay_as_they_are(backend):
-    weight = torch.nn.Parameter(torch.randn(60, 50))
-    weight.grad = torch.randn(60, 50)
-    before = weight.detach().clone(), weight.grad.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
-    with tuning(**SAMPLED):
-        masks = select({"w": (weight, weight.grad)}, 0.1)
-    assert torch.equal(weight, before[0]) and torch.equal(weight.grad, before[1])
-    assert torch.equal(torch.get_rng_state(), before[2]) and (np.random.get_state()[1] == before[3]).all()
-    assert masks["w"].shape == (60, 50) and masks["w"].words.device.type == "cpu"
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("what", ["weight", "gradient"])
-@pytest.mark.parametrize("keep", [5, 1.0])
-@pytest.mark.parametrize("path", [{}, SAMPLED], ids=["direct", "sampled"])
-def test_non_finite_values_name_the_parameter(backend, bad, what, keep, path):
-    pairs = normal((20, 50), (10, 100))
-    pairs["layer1.weight"][what == "gradient"][3, 4:7] = bad
-    pairs["layer1.weight"][what == "weight"][3, 4:7] = 0.0
-    with tuning(**path), pytest.raises(ValueError) as error:
-        select(pairs, keep)
-    assert str(error.value) == f"select: {what} of 'layer1.weight' must be finite (got 3 non-finite of 1000)"
-
-
-def test_all_nan_names_the_parameter(backend):
-    pairs = {"w": (torch.ones(500), torch.full((500,), float("nan")))}
-    with tuning(**SAMPLED), pytest.raises(ValueError, match="gradient of 'w' must be finite"):
-        select(pairs, 0.5)
-
-
-def test_float64_beyond_float32_is_not_finite(backend):
-    pairs = {"w": (torch.tensor([1e300, 1.0], dtype=torch.float64), torch.ones(2))}
-    with pytest.raises(ValueError, match=r"weight of 'w' must be finite \(got 1 non-finite of 2\)"):
-        select(pairs, 1)
-
-
-BAD_PAIRS = [
-    (
-        (torch.ones(2, 3), torch.ones(3, 2)),
-        "must have the weight's shape and device, (2, 3) on cpu (got (3, 2) on cpu)",
-    ),
-    ((torch.ones(2), torch.ones(2, device="meta")), "shape and device, (2,) on cpu (got (2,) on meta)"),
-    ((torch.ones(2), None), "must be a dense float32, float64, float16 or bfloat16 tensor (got NoneType)"),
-    ((torch.ones(2), torch.ones(2).int()), "bfloat16 tensor (got torch.int32 torch.strided)"),
-    ((torch.ones(2), torch.ones(2).to_sparse()), "bfloat16 tensor (got torch.float32 torch.sparse_coo)"),
-]
-
-
-@pytest.mark.parametrize("pair, message", BAD_PAIRS, ids=lambda v: "")
-def test_tensors_that_do_not_fit_name_the_parameter(pair, message):
-    with pytest.raises(ValueError) as error:
-        select({"good": (torch.ones(2), torch.ones(2)), "fc.weight": pair}, 1)
-    assert str(error.value).startswith("select: gradient of 'fc.weight' must") and message in str(error.value)
-
-
-# keep
-
-
-@pytest.mark.parametrize("keep", [0, -1, 101, 0.0, -0.5, 1.0001, float("nan"), float("inf"), True, "0.5", None])
-def test_bad_keep(keep):
-    with pytest.raises(ValueError) as error:
-        kept_count(100, keep)
-    assert str(error.value) == f"select: keep must be a fraction in (0, 1] or a count in [1, 100] (got {keep!r})"
-
-
-@pytest.mark.parametrize(
-    "keep, kept",
-    [(1, 1), (100, 100), (1.0, 100), (0.05, 5), (0.055, 6), (0.006, 1), (np.int64(7), 7), (np.float32(0.5), 50)],
-)
-def test_kept_count(keep, kept):
-    assert kept_count(100, keep) == kept
-
-
-def test_a_fraction_that_keeps_nothing():
-    with pytest.raises(ValueError) as error:
-        kept_count(100, 0.005)
-    assert str(error.value) == "select: keep must leave at least one weight (got 0.005 of 100)"
-
-
-@pytest.mark.parametrize("pairs", [{}, {"w": (torch.ones(0, 4), torch.ones(0, 4))}])
-def test_nothing_to_choose_from(pairs):
-    with pytest.raises(ValueError) as error:
-        select(pairs, 0.5)
-    assert str(error.value) == "select: there must be at least one weight to choose from (got 0)"

@@ -10,9 +10,8 @@ namespace {
 constexpr int64_t kLargestKey = 0x7fffffff;
 
 Operand operand(const char* op, const Tensor& tensor) {
+  SNIPKERN_REQUIRE(tensor.dim() <= Operand::kMaxDims, op, tensor.dim(), "tensors must have at most 64 dimensions");
   Operand result{};
-  STD_TORCH_CHECK(tensor.dim() <= Operand::kMaxDims, op, ": tensors must have at most 64 dimensions (got ",
-                  tensor.dim(), ")");
   result.dtype = kernel_dtype(op, tensor);
   result.data = tensor.const_data_ptr();
   result.dims = static_cast<int>(tensor.dim());
@@ -25,37 +24,54 @@ Operand operand(const char* op, const Tensor& tensor) {
 }
 
 Saliency saliency(const char* op, const Tensor& weight, const Tensor& gradient) {
+  require_float(op, "weight", weight);
+  require_float(op, "gradient", gradient);
   bool same = weight.dim() == gradient.dim();
   for (int64_t d = 0; same && d < weight.dim(); ++d) same = weight.size(d) == gradient.size(d);
-  STD_TORCH_CHECK(same, op, ": gradient must have the weight's shape");
+  SNIPKERN_REQUIRE(same, op, Sizes{gradient} << " on cpu",
+                   "gradient must have the weight's shape and device, " << Sizes{weight} << " on cpu");
   return {operand(op, weight), operand(op, gradient), weight.numel()};
 }
 
-void check_interval(const char* op, int64_t low, int64_t high) {
-  STD_TORCH_CHECK(-1 <= low && low <= high && high <= kLargestKey, op,
-                  ": low and high must satisfy -1 <= low <= high < 2^31 (got ", low, ", ", high, ")");
+// Prints like Python's tuple.
+template <typename... Rest>
+std::string tuple_text(int64_t first, Rest... rest) {
+  std::ostringstream out;
+  out << "(" << first;
+  ((out << ", " << rest), ...);
+  out << ")";
+  return out.str();
 }
 
-void check_ties(const char* op, int64_t threshold, int64_t ties) {
-  STD_TORCH_CHECK(-1 <= threshold && threshold <= kLargestKey && ties >= 0, op,
-                  ": threshold must be a key and ties not negative (got ", threshold, ", ", ties, ")");
+void require_interval(const char* op, int64_t low, int64_t high) {
+  SNIPKERN_REQUIRE(-1 <= low && low <= high && high <= kLargestKey, op, tuple_text(low, high),
+                   "low and high must satisfy -1 <= low <= high < 2^31");
+}
+
+void require_ties(const char* op, int64_t threshold, int64_t ties) {
+  SNIPKERN_REQUIRE(-1 <= threshold && threshold <= kLargestKey && ties >= 0, op, tuple_text(threshold, ties),
+                   "threshold must be a key and ties not negative");
+}
+
+// All of a 1-D int64 tensor's elements are in [0, end).
+void require_below(const char* op, const char* what, const Tensor& index, int64_t end) {
+  const int64_t* from = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.numel(); ++i) {
+    SNIPKERN_REQUIRE(0 <= from[i] && from[i] < end, op, "[" << from[i] << "]", what << " must be below " << end);
+  }
 }
 
 Tensor saliency_sample_cpu(const Tensor& weight, const Tensor& gradient, const Tensor& starts, int64_t width) {
   constexpr const char* kOp = "saliency_sample";
   const Saliency call = saliency(kOp, weight, gradient);
-  STD_TORCH_CHECK(starts.scalar_type() == ScalarType::Long && starts.dim() == 1, kOp,
-                  ": starts must be a 1-D int64 tensor");
-  STD_TORCH_CHECK(width > 0, kOp, ": width must be positive (got ", width, ")");
-  const Tensor positions = as_contiguous(starts);
-  const int64_t count = positions.numel();
-  const int64_t* from = positions.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(0 <= from[i] && from[i] < call.numel, kOp, ": starts must be flat indices below ", call.numel,
-                    " (got ", from[i], ")");
-  }
-  Tensor keys = torch::stable::new_empty(weight, {count, width}, ScalarType::Int);
-  saliency_sample(call, from, count, width, keys.mutable_data_ptr<int32_t>(), run_tasks);
+  SNIPKERN_REQUIRE(starts.scalar_type() == ScalarType::Long && starts.dim() == 1, kOp,
+                   starts.dim() << "-D " << DTypeName{starts.scalar_type()}, "starts must be a 1-D int64 tensor");
+  SNIPKERN_REQUIRE(width > 0, kOp, width, "width must be positive");
+  const Tensor from = as_contiguous(starts);
+  require_below(kOp, "starts", from, call.numel);
+  Tensor keys = torch::stable::new_empty(weight, {from.numel(), width}, ScalarType::Int);
+  saliency_sample(call, from.const_data_ptr<int64_t>(), from.numel(), width, keys.mutable_data_ptr<int32_t>(),
+                  run_tasks);
   return keys;
 }
 
@@ -63,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& 
                                                                   int64_t low, int64_t high, int64_t capacity) {
   constexpr const char* kOp = "saliency_partition";
   const Saliency call = saliency(kOp, weight, gradient);
-  check_interval(kOp, low, high);
-  STD_TORCH_CHECK(capacity >= 0, kOp, ": capacity must not be negative (got ", capacity, ")");
+  require_interval(kOp, low, high);
+  SNIPKERN_REQUIRE(capacity >= 0, kOp, capacity, "capacity must not be negative");
   Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
   Partition partition = saliency_partition(call, static_cast<int32_t>(low), static_cast<int32_t>(high), capacity,
                                            words.mutable_data_ptr<int64_t>(), run_tasks);
@@ -83,10 +99,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& 
 Tensor saliency_histogram_cpu(const Tensor& weight, const Tensor& gradient, int64_t low, int64_t high, int64_t shift) {
   constexpr const char* kOp = "saliency_histogram";
   const Saliency call = saliency(kOp, weight, gradient);
-  check_interval(kOp, low, high);
-  STD_TORCH_CHECK(low >= 0 && 0 <= shift && shift < 31 && (high - low) >> shift < kMaxBins, kOp,
-                  ": low must not be negative and shift leave at most 4096 bins (got ", low, ", ", high, ", ", shift,
-                  ")");
+  require_interval(kOp, low, high);
+  SNIPKERN_REQUIRE(low >= 0 && 0 <= shift && shift < 31 && (high - low) >> shift < kMaxBins, kOp,
+                   tuple_text(low, high, shift),
+                   "low must not be negative and shift leave at most " << kMaxBins << " bins");
   Tensor counts = torch::stable::new_zeros(weight, {((high - low) >> shift) + 1}, ScalarType::Long);
   saliency_histogram(call, static_cast<int32_t>(low), static_cast<int32_t>(high), static_cast<int>(shift),
                      counts.mutable_data_ptr<int64_t>(), run_tasks);
@@ -96,7 +112,7 @@ Tensor saliency_histogram_cpu(const Tensor& weight, const Tensor& gradient, int6
 Tensor saliency_mask_cpu(const Tensor& weight, const Tensor& gradient, int64_t threshold, int64_t ties) {
   constexpr const char* kOp = "saliency_mask";
   const Saliency call = saliency(kOp, weight, gradient);
-  check_ties(kOp, threshold, ties);
+  require_ties(kOp, threshold, ties);
   Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
   saliency_mask(call, static_cast<int32_t>(threshold), ties, words.mutable_data_ptr<int64_t>(), run_tasks);
   return words;
@@ -105,21 +121,22 @@ Tensor saliency_mask_cpu(const Tensor& weight, const Tensor& gradient, int64_t t
 void saliency_resolve_cpu(const Tensor& words, const Tensor& keys, const Tensor& index, int64_t threshold,
                           int64_t ties) {
   constexpr const char* kOp = "saliency_resolve_";
-  STD_TORCH_CHECK(words.scalar_type() == ScalarType::Long && words.dim() == 1 && words.is_contiguous(), kOp,
-                  ": words must be a contiguous 1-D int64 tensor");
-  STD_TORCH_CHECK(keys.scalar_type() == ScalarType::Int && index.scalar_type() == ScalarType::Long && keys.dim() == 1 &&
-                      index.dim() == 1 && keys.numel() == index.numel(),
-                  kOp, ": keys and index must be 1-D, int32 and int64, of one length (got ", keys.numel(), ", ",
-                  index.numel(), ")");
-  check_ties(kOp, threshold, ties);
-  const Tensor candidate_keys = as_contiguous(keys), candidate_index = as_contiguous(index);
-  const int64_t* from = candidate_index.const_data_ptr<int64_t>();
-  const int64_t bits = words.numel() * kWordBits;
-  for (int64_t i = 0; i < index.numel(); ++i) {
-    STD_TORCH_CHECK(0 <= from[i] && from[i] < bits, kOp, ": index must be below ", bits, " (got ", from[i], ")");
-  }
-  saliency_resolve(candidate_keys.const_data_ptr<int32_t>(), from, index.numel(), static_cast<int32_t>(threshold), ties,
-                   static_cast<int64_t*>(words.mutable_data_ptr()));
+  SNIPKERN_REQUIRE(words.scalar_type() == ScalarType::Long && words.dim() == 1 && words.is_contiguous(), kOp,
+                   words.dim() << "-D " << DTypeName{words.scalar_type()},
+                   "words must be a contiguous 1-D int64 tensor");
+  SNIPKERN_REQUIRE(keys.scalar_type() == ScalarType::Int && index.scalar_type() == ScalarType::Long &&
+                       keys.dim() == 1 && index.dim() == 1,
+                   kOp,
+                   keys.dim() << "-D " << DTypeName{keys.scalar_type()} << ", " << index.dim() << "-D "
+                              << DTypeName{index.scalar_type()},
+                   "keys and index must be 1-D, int32 and int64");
+  require_ties(kOp, threshold, ties);
+  SNIPKERN_REQUIRE(keys.numel() == index.numel(), kOp, keys.numel() << ", " << index.numel(),
+                   "keys and index must have one length");
+  const Tensor listed_keys = as_contiguous(keys), listed_index = as_contiguous(index);
+  require_below(kOp, "index", listed_index, words.numel() * kWordBits);
+  saliency_resolve(listed_keys.const_data_ptr<int32_t>(), listed_index.const_data_ptr<int64_t>(), index.numel(),
+                   static_cast<int32_t>(threshold), ties, static_cast<int64_t*>(words.mutable_data_ptr()));
 }
 
 }  // namespace

@@ -77,8 +77,9 @@ ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector
     positions[axis] = divide_up(out_size[axis], phases[axis]);
     axes_[axis] = forward ? forward_axis(shape, axis) : input_grad_axis(shape, axis);
   }
-  choose_tile(tile_limit, vector_bytes / static_cast<int>(sizeof(float)));
-  choose_bands(kSlabBytes / vector_bytes);
+  const int lanes = vector_bytes / static_cast<int>(sizeof(float));
+  choose_tile(tile_limit, lanes);
+  choose_bands(kSlabBytes / vector_bytes, lanes);
   place_taps(shape.kernel);
 }
 
@@ -95,7 +96,7 @@ void ConvPlan::choose_tile(int tile_limit, int lanes) {
 
 // The cut that packs the fewest entries, halos of neighbouring bands included, among those whose
 // slab is within the limit; the smallest possible one where none is.
-void ConvPlan::choose_bands(int64_t slab_limit) {
+void ConvPlan::choose_bands(int64_t slab_limit, int lanes) {
   int64_t least = std::numeric_limits<int64_t>::max();
   const int64_t sections = static_cast<int64_t>(axes_[0].sections.size());
   const int64_t shifts = axes_[0].entries(0);
@@ -110,7 +111,9 @@ void ConvPlan::choose_bands(int64_t slab_limit) {
     if (fitting < tile[0]) continue;
     const int64_t bands_down = divide_up(positions[0], fitting);
     const int64_t rows = round_up(divide_up(positions[0], bands_down), tile[0]);
-    const int64_t packed = bands_down * axes_[0].entries(rows) * divide_up(positions[1], cols) * width;
+    // A cut across rows moves each row by itself, in whole vectors that begin on a new cache line.
+    const int64_t moved = cols < positions[1] ? round_up(width, lanes) + 2 * lanes : width;
+    const int64_t packed = bands_down * axes_[0].entries(rows) * divide_up(positions[1], cols) * moved;
     if (packed < least) {
       least = packed;
       band[0] = rows;

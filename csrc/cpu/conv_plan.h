@@ -87,7 +87,7 @@ struct ConvPlan {
   static Axis forward_axis(const Conv2dShape& shape, int axis);
   static Axis input_grad_axis(const Conv2dShape& shape, int axis);
   void choose_tile(int tile_limit, int lanes);
-  void choose_bands(int64_t slab_limit);
+  void choose_bands(int64_t slab_limit, int lanes);
   void place_taps(const int64_t* kernel);
   void source_range(int axis, int64_t begin, int64_t end, int64_t* source_begin, int64_t* source_end) const;
 

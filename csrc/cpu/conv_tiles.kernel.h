@@ -26,25 +26,69 @@ struct Tile {
   int64_t row, col;  // vectors between neighbouring positions
 };
 
-// Reads element i (0 <= i < wide) of kLanes samples, `pitch` elements apart, into rows[i]; missing
-// samples become zeros.
+// A store that does not fetch the line it overwrites. For whole aligned vectors of outputs too large
+// for the cache; finish_stores() before another thread may look.
+template <typename A>
+inline void store_past_cache(A* to, Vec<A> value) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(value, reinterpret_cast<Vec<A>*>(to));
+#elif defined(__x86_64__)
+  typedef long long Bits __attribute__((vector_size(SNIPKERN_VECTOR_BYTES), may_alias));
+#  if SNIPKERN_VECTOR_BYTES == 64
+  __builtin_ia32_movntdq512(reinterpret_cast<Bits*>(to), (Bits)value);
+#  elif SNIPKERN_VECTOR_BYTES == 32
+  __builtin_ia32_movntdq256(reinterpret_cast<Bits*>(to), (Bits)value);
+#  else
+  __builtin_ia32_movntdq(reinterpret_cast<Bits*>(to), (Bits)value);
+#  endif
+#else
+  store(to, value);
+#endif
+}
+
+inline void finish_stores() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// Reads `wide` neighbouring elements of `samples` samples, `pitch` elements apart: rows[i] holds
+// element i of every sample. What is missing is zero.
 template <typename T>
-inline void load_samples(const T* from, int64_t pitch, int samples, int wide, Vec<accumulator_t<T>>* rows) {
+__attribute__((noinline)) void load_partial(const T* from, int64_t pitch, int samples, int wide,
+                                            Vec<accumulator_t<T>>* rows) {
   using A = accumulator_t<T>;
-  constexpr int kN = kLanes<A>;
-  for (int i = 0; i < kN; ++i) rows[i] = i < samples ? widen_partial(from + i * pitch, wide) : Vec<A>{};
+  for (int i = 0; i < kLanes<A>; ++i) rows[i] = i < samples ? widen_partial(from + i * pitch, wide) : Vec<A>{};
   transpose<A>(rows);
 }
 
-// Packs `count` neighbouring elements of one channel; map says where each goes.
+template <typename T>
+inline __attribute__((always_inline)) void load_whole(const T* from, int64_t pitch, Vec<accumulator_t<T>>* rows) {
+  using A = accumulator_t<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<A>; ++i) rows[i] = widen(from + i * pitch);
+  transpose<A>(rows);
+}
+
+// Packs `count` neighbouring elements of one channel; map says where each goes, -1 for nowhere.
 template <typename T>
 void pack_run(const T* from, int64_t pitch, int samples, int64_t count, const int32_t* map, accumulator_t<T>* slab) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
-  for (int64_t i = 0; i < count; i += kN) {
+  Vec<A> rows[kN];
+  int64_t i = 0;
+  if (samples == kN) {
+    for (; i + kN <= count; i += kN) {
+      load_whole(from + i, pitch, rows);
+#pragma GCC unroll 16
+      for (int j = 0; j < kN; ++j) {
+        if (map[i + j] >= 0) store(slab + static_cast<int64_t>(map[i + j]) * kN, rows[j]);
+      }
+    }
+  }
+  for (; i < count; i += kN) {
     const int wide = static_cast<int>(std::min<int64_t>(kN, count - i));
-    Vec<A> rows[kN];
-    load_samples(from + i, pitch, samples, wide, rows);
+    load_partial(from + i, pitch, samples, wide, rows);
     for (int j = 0; j < wide; ++j) {
       if (map[i + j] >= 0) store(slab + static_cast<int64_t>(map[i + j]) * kN, rows[j]);
     }
@@ -88,27 +132,57 @@ void pack_window(const T* from, int64_t pitch, int64_t line, int samples, int64_
     for (int64_t i = 0; i < run_length; i += kN) {
       const int wide = static_cast<int>(std::min<int64_t>(kN, run_length - i));
       Vec<A> rows[kN];
-      load_samples(from + r * line + i, pitch, samples, wide, rows);
+      if (samples == kN && wide == kN) {
+        load_whole(from + r * line + i, pitch, rows);
+      } else {
+        load_partial(from + r * line + i, pitch, samples, wide, rows);
+      }
       for (int j = 0; j < wide; ++j) store(packed + (r * width + i + j) * kN, rows[j]);
     }
   }
 }
 
-// The inverse of pack_window.
+// Writes kLanes elements of `samples` samples.
+template <typename T>
+inline void store_samples(Vec<accumulator_t<T>>* rows, int64_t pitch, int samples, int wide, bool past_cache, T* to) {
+  using A = accumulator_t<T>;
+  constexpr int kN = kLanes<A>;
+  transpose<A>(rows);
+  if (samples == kN && wide == kN) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (past_cache) {
+        for (int s = 0; s < kN; ++s) store_past_cache<A>(to + s * pitch, rows[s]);
+        return;
+      }
+    }
+    for (int s = 0; s < kN; ++s) narrow(to + s * pitch, rows[s]);
+  } else {
+    for (int s = 0; s < samples; ++s) narrow_partial(to + s * pitch, rows[s], wide);
+  }
+}
+
+// The inverse of pack_window. `past_cache` streams whole lines to memory where they are aligned.
 template <typename T>
 void unpack_window(const accumulator_t<T>* packed, int64_t pitch, int64_t line, int samples, int64_t height,
-                   int64_t width, T* to) {
+                   int64_t width, bool past_cache, T* to) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const bool whole_rows = width == line;
   const int64_t runs = whole_rows ? 1 : height, run_length = whole_rows ? height * width : width;
   for (int64_t r = 0; r < runs; ++r) {
-    for (int64_t i = 0; i < run_length; i += kN) {
-      const int wide = static_cast<int>(std::min<int64_t>(kN, run_length - i));
+    T* run = to + r * line;
+    const bool aligned = (reinterpret_cast<uintptr_t>(run) | pitch * sizeof(T)) % SNIPKERN_VECTOR_BYTES == 0;
+    const A* from = packed + r * width * kN;
+    int64_t i = 0;
+    for (; i + kN <= run_length; i += kN) {
       Vec<A> rows[kN];
-      for (int j = 0; j < kN; ++j) rows[j] = j < wide ? load(packed + (r * width + i + j) * kN) : Vec<A>{};
-      transpose<A>(rows);
-      for (int s = 0; s < samples; ++s) narrow_partial(to + s * pitch + r * line + i, rows[s], wide);
+      for (int j = 0; j < kN; ++j) rows[j] = load(from + (i + j) * kN);
+      store_samples(rows, pitch, samples, kN, past_cache && aligned, run + i);
+    }
+    if (i < run_length) {
+      Vec<A> rows[kN] = {};
+      for (int j = 0; j < run_length - i; ++j) rows[j] = load(from + (i + j) * kN);
+      store_samples(rows, pitch, samples, static_cast<int>(run_length - i), false, run + i);
     }
   }
 }

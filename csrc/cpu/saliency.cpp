@@ -10,44 +10,19 @@
 #endif
 
 #include "cpu/denormals.h"
-
-namespace snipkern {
-namespace {
-
-constexpr int64_t kTask = 1 << 16;  // elements of a task
-constexpr int64_t kChunk = 2048;    // elements at a time: the buffers stay in L1 and L2
-constexpr int64_t kTasksPerWave = 64;
-constexpr int64_t kClustersPerTask = 256;
-constexpr int64_t kPrefetch = 8;  // clusters
-constexpr int kTables = 4;        // equal neighbouring bins then do not wait for each other's increment
-
-// A chunk's elements against an interval.
-struct Classes {
-  uint64_t above[kChunk / kWordBits], inside[kChunk / kWordBits];
-  alignas(64) int32_t keys[kChunk];
-  int64_t above_count, inside_count;
-  int32_t largest = 0;  // of all chunks so far
-};
-
-// One tier's loops, by dtype. Both tensors are of that dtype; float64 has no loops of its own. They run
-// over `blocks` blocks of 64 elements.
-struct SaliencyKernels {
-  void (*widen[4])(const void* from, int64_t count, float* to);
-  void (*classify[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, int32_t high,
-                      Classes& classes);
-  // bin[i] = (key - low) >> shift, or `outside` where key - low > range as unsigned.
-  void (*bins[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, uint32_t range, int shift,
-                  uint32_t outside, uint32_t* bin);
-};
-
-}  // namespace
-}  // namespace snipkern
+#include "cpu/saliency_blocks.h"
 
 #define SNIPKERN_KERNEL "cpu/saliency.kernel.h"
 #include "cpu/foreach_tier.h"
 
 namespace snipkern {
 namespace {
+
+constexpr int64_t kTask = 1 << 16;  // elements of a task
+constexpr int64_t kTasksPerWave = 64;
+constexpr int64_t kClustersPerTask = 256;
+constexpr int64_t kPrefetch = 8;  // clusters
+constexpr int kTables = 4;        // equal neighbouring bins then do not wait for each other's increment
 
 int64_t task_total(const Saliency& call) { return (call.numel + kTask - 1) / kTask; }
 
@@ -149,21 +124,6 @@ void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partitio
   }
   list.keys.insert(list.keys.end(), keys, keys + count);
   list.offsets.insert(list.offsets.end(), offsets, offsets + count);
-}
-
-// Keeps the lowest `count` set bits of words[0 .. size).
-void keep_first(uint64_t* words, int64_t size, int64_t count) {
-  for (int64_t i = 0; i < size; ++i) {
-    const int64_t set = __builtin_popcountll(words[i]);
-    if (set > count) {
-      uint64_t rest = words[i];
-      for (int64_t k = 0; k < count; ++k) rest &= rest - 1;
-      words[i] ^= rest;
-      count = 0;
-    } else {
-      count -= set;
-    }
-  }
 }
 
 }  // namespace

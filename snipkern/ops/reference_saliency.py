@@ -66,7 +66,7 @@ def saliency_sample(weight: Tensor, gradient: Tensor, starts: Tensor, width: int
     require_sample(weight, gradient, starts, width)
     numel = weight.numel()
     wrong = starts[(starts < 0) | (starts >= numel)]
-    require(wrong.numel() == 0, "saliency_sample", f"starts must be flat indices below {numel}", wrong[:1].tolist())
+    require(wrong.numel() == 0, "saliency_sample", f"starts must be below {numel}", wrong[:1].tolist())
     flat = (starts[:, None] + torch.arange(width, device=starts.device)) % max(numel, 1)
     # Zero-dimensional tensors have one element, whatever the index says.
     at = torch.unravel_index(flat, weight.shape) if weight.dim() else (torch.zeros_like(flat),)

@@ -1,0 +1,46 @@
+// What saliency.cpp and its tiers' loops share: elements come in chunks of blocks of 64, one mask word each.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/saliency.h"
+
+namespace snipkern {
+
+constexpr int64_t kChunk = 2048;  // elements at a time: the buffers stay in L1 and L2
+
+// A chunk's elements against an interval.
+struct Classes {
+  uint64_t above[kChunk / kWordBits], inside[kChunk / kWordBits];
+  alignas(64) int32_t keys[kChunk];
+  int64_t above_count, inside_count;
+  int32_t largest = 0;  // of all chunks so far
+};
+
+// One tier's loops, by dtype. Both tensors are of that dtype; float64 has no loops of its own. They run
+// over `blocks` blocks of 64 elements.
+struct SaliencyKernels {
+  void (*widen[4])(const void* from, int64_t count, float* to);
+  void (*classify[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, int32_t high,
+                      Classes& classes);
+  // bin[i] = (key - low) >> shift, or `outside` where key - low > range as unsigned.
+  void (*bins[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, uint32_t range, int shift,
+                  uint32_t outside, uint32_t* bin);
+};
+
+// Keeps the lowest `count` set bits of words[0 .. size).
+inline void keep_first(uint64_t* words, int64_t size, int64_t count) {
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t set = __builtin_popcountll(words[i]);
+    if (set > count) {
+      uint64_t rest = words[i];
+      for (int64_t k = 0; k < count; ++k) rest &= rest - 1;
+      words[i] ^= rest;
+      count = 0;
+    } else {
+      count -= set;
+    }
+  }
+}
+
+}  // namespace snipkern

@@ -1,0 +1,103 @@
+"""Sparse convolutions to compare with torch's dense ones in float64."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snipkern import Mask
+from snipkern.ops.checks import conv_output_size
+from snipkern.testing import assert_close, dense_weight, random_mask, run_on
+from snipkern.topology import Topology
+
+OPS = torch.ops.snipkern
+
+
+@dataclass
+class Case:
+    x: Tensor
+    values: Tensor
+    bias: Tensor | None
+    grad: Tensor
+    mask: Mask
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+
+    @property
+    def index(self):
+        return Topology(self.mask).on(torch.device("cpu"))
+
+    @property
+    def weight_shape(self):
+        return list(self.mask.shape)
+
+    @property
+    def window(self):
+        return self.stride, self.padding, self.dilation
+
+    def args(self):
+        """Arguments of every op."""
+        shape, size, kept = self.weight_shape, list(self.x.shape[2:]), self.values.shape[0]
+        return {
+            "conv2d_csr": (self.x, self.values, self.bias, self.index, shape, *self.window),
+            "conv2d_csr_input_grad": (self.grad, self.values, self.index, shape, size, *self.window),
+            "conv2d_csr_weight_grad": (self.grad, self.x, self.index, kept, shape, *self.window),
+        }
+
+    def run(self, tier):
+        """Output, input gradient and value gradient."""
+        with run_on(tier):
+            return [getattr(OPS, op)(*args) for op, args in self.args().items()]
+
+    def dense(self, transform):
+        """The same of a dense float64 convolution of transformed tensors."""
+        weight = transform(dense_weight(self.values, self.mask)).clone().requires_grad_()
+        x = transform(self.x.detach().double()).clone().requires_grad_()
+        bias = None if self.bias is None else transform(self.bias.double())
+        y = torch.conv2d(x, weight, bias, *self.window)
+        y.backward(transform(self.grad.detach().double()))
+        return y.detach(), x.grad, weight.grad[self.mask.to_dense()]
+
+    def check(self, *tiers):
+        out, channels, *kernel = self.weight_shape
+        taps = math.prod(kernel)
+        terms = (channels * taps + 1, out * taps, self.grad.shape[0] * math.prod(self.grad.shape[2:]))
+        expected, magnitude = self.dense(lambda tensor: tensor), self.dense(Tensor.abs)
+        for tier in tiers:
+            for actual, want, scale, count in zip(self.run(tier), expected, magnitude, terms, strict=True):
+                assert actual.dtype == self.x.dtype and actual.is_contiguous()
+                assert_close(actual, want, terms=count, magnitude=scale)
+
+
+def random_case(
+    generator,
+    *,
+    batch=5,
+    weight_shape=(6, 4, 3, 3),
+    size=(9, 11),
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    density=0.2,
+    dtype=torch.float32,
+    bias=True,
+    mask=None,
+):
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+
+    mask = random_mask(weight_shape, density, generator) if mask is None else mask
+    weight_shape = mask.shape
+    out = conv_output_size(size, weight_shape, stride, padding, dilation)
+    return Case(
+        normal(batch, weight_shape[1], *size),
+        normal(mask.count()),
+        normal(weight_shape[0]) if bias else None,
+        normal(batch, weight_shape[0], *out),
+        mask,
+        list(stride),
+        list(padding),
+        list(dilation),
+    )
