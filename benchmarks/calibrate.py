@@ -14,8 +14,8 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from rich.progress import track
 from timing import QUICK, Effort, interleave
 
 from snipkern import backends
-from snipkern.engine import Cost
+from snipkern.engine import Cost, Work
 
+WIDTH = 120
+CONSTANTS = len(fields(Cost))
 EFFORT = Effort(seconds=0.15, least=3, most=15, sample=2e-3)
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.4)
 SHAPES = [
@@ -67,9 +69,7 @@ class Sample:
     engine: str
     kind: str
     name: str
-    rows: int
-    elements: int
-    products: int
+    work: Work
     microseconds: float
 
 
@@ -87,35 +87,44 @@ def sample(shape: Shape, densities: Sequence[float], tiers: Sequence[str], effor
     """Times one shape dense and, at each density, on each tier."""
     torch.manual_seed(0)
     layers = {f"{density:.0%}": Layer(shape, density) for density in densities}
-    elements = shape.inputs + shape.outputs
 
-    def taken(engine: str, name: str, products: int, seconds: float) -> Sample:
-        return Sample(engine, shape.kind, f"{shape.name} {name}", shape.rows, elements, products, seconds * 1e6)
+    def on(tier: str, step: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            with backends.use("cpu", isa=tier):
+                step()
 
-    steps = {name: layer.sparse() for name, layer in layers.items()}
+        return run
+
     first = next(iter(layers.values()))
+    steps = {(tier, name): on(tier, layer.sparse()) for name, layer in layers.items() for tier in tiers}
+    contenders = {("dense", "dense"): first.torch_default(), **steps}
+    timings = interleave({" ".join(key): step for key, step in contenders.items()}, effort, time.thread_time)
     found: list[Sample] = []
-    for tier in tiers:
-        with backends.use("cpu", isa=tier):
-            timings = interleave({"dense": first.torch_default(), **steps}, effort, time.thread_time)
-        found += [taken(tier, name, layers[name].mask.count(), timings[name].median) for name in steps]
-    found.append(taken("dense", "dense", first.mask.numel, timings["dense"].median))
+    for engine, name in contenders:
+        if engine == "dense":
+            work = Work.dense(shape.kind, shape.rows, shape.inputs, shape.outputs, first.mask.numel)
+        else:
+            work = Work.sparse(shape.rows, shape.inputs, shape.outputs, layers[name].mask.count())
+        microseconds = timings[f"{engine} {name}"].median * 1e6
+        found.append(Sample(engine, shape.kind, f"{shape.name} {name}", work, microseconds))
     return found
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
     """The non-negative constants with the least sum of squared relative errors."""
-    units = [Cost(*row) for row in np.eye(3).tolist()]
-    columns = np.array([[unit.microseconds(s.rows, s.elements, s.products) for unit in units] for s in samples])
+    units = [Cost(*row) for row in np.eye(CONSTANTS).tolist()]
+    columns = np.array([[unit.microseconds(s.work) for unit in units] for s in samples])
     measured = np.array([s.microseconds for s in samples])
     relative = columns / measured[:, None]
-    best, least = np.zeros(3), np.inf
-    # With three constants, the non-negative optimum is the best of the free optima over the subsets of them.
-    for subset in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
+    best, least = np.zeros(CONSTANTS), np.inf
+    # The non-negative optimum is the best of the free optima over the subsets of them.
+    for subset in itertools.chain.from_iterable(
+        itertools.combinations(range(CONSTANTS), n) for n in range(1, CONSTANTS + 1)
+    ):
         solution = np.linalg.lstsq(relative[:, subset], np.ones(len(samples)), rcond=None)[0]
         if (solution < 0).any():
             continue
-        constants = np.zeros(3)
+        constants = np.zeros(CONSTANTS)
         constants[list(subset)] = solution
         residual = float(((relative @ constants - 1) ** 2).sum())
         if residual < least:
@@ -126,7 +135,7 @@ def fit(samples: Sequence[Sample]) -> Fit:
 
 
 def row(cost: Cost) -> str:
-    return f"Cost({cost.call:.0f}.0, {cost.element:.3g}, {cost.product:.3g})"
+    return f"Cost({cost.call:.0f}.0, {cost.weight:.3g}, {cost.element:.3g}, {cost.product:.3g})"
 
 
 def show(fits: dict[tuple[str, str], Fit], tiers: Sequence[str], console: Console) -> None:
@@ -157,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write samples and fits there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     args = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=WIDTH)
     torch.set_num_threads(1)
     before = machine.describe()
     samples: list[Sample] = []

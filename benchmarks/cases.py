@@ -12,6 +12,7 @@ import model_cases
 import selection_cases
 import torch
 from layer_cases import Shape
+from machine import Bystanders
 from model_cases import Net, lenet_5, lenet_300_100, mlp
 from timing import Effort, Timing, interleave
 
@@ -61,7 +62,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case gave; ``ratios`` are medians in units of the subject's: above 1, the subject is faster."""
+    """What one case gave; ``ratios`` are medians in units of the subject's: above 1, the subject is faster.
+
+    ``busy_elsewhere`` is how many cores other processes kept busy meanwhile: well below 0.1, or the figures are theirs.
+    """
 
     group: str
     name: str
@@ -70,6 +74,7 @@ class Result:
     ratios: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    busy_elsewhere: float | None = None
 
 
 def cases(groups: tuple[str, ...] = GROUPS, quick: bool = False) -> list[Case]:
@@ -110,9 +115,11 @@ def run(case: Case, effort: Effort) -> Result:
     """Builds and times one case, from the same random numbers whichever cases ran before."""
     torch.manual_seed(0)
     contenders, facts, notes = case.build()
+    bystanders = Bystanders()
     timings = interleave(contenders, effort)
+    elsewhere = bystanders.cores() if timings else None
     ratios: dict[str, float] = {}
     if case.subject in timings:
         unit = timings[case.subject].median
         ratios = {name: timing.median / unit for name, timing in timings.items() if name != case.subject}
-    return Result(case.group, case.name, case.settings, timings, ratios, facts, notes)
+    return Result(case.group, case.name, case.settings, timings, ratios, facts, notes, elsewhere)

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from snipkern import backends
 
-__all__ = ["available_bytes", "describe", "load_average"]
+__all__ = ["Bystanders", "available_bytes", "describe", "load_average"]
 
 # Instruction sets that decide how fast dense products and ours run.
 TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "neon", "asimd", "sve")
@@ -36,7 +37,8 @@ def describe() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "snipkern": metadata.version("snipkern"),
+        "snipkern": _version("snipkern"),
+        "sparseprop": _version("sparseprop"),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "load_average": load_average(),
@@ -58,6 +60,31 @@ def available_bytes() -> int | None:
     return _pages("SC_AVPHYS_PAGES")
 
 
+class Bystanders:
+    """Counts the processor time that everything but this process takes from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._reading()
+
+    def cores(self) -> float | None:
+        """How many cores were busy elsewhere, on average, since the start; None where the system does not say."""
+        now = self._reading()
+        if self._start is None or now is None:
+            return None
+        busy, own, wall = (after - before for after, before in zip(now, self._start, strict=True))
+        return max(0.0, busy - own) / max(wall, 1e-9)
+
+    @staticmethod
+    def _reading() -> tuple[float, float, float] | None:
+        """Seconds that all processors were busy, that this process was, and of the clock."""
+        path = Path("/proc/stat")
+        if not path.exists():
+            return None
+        user, nice, system, _, _, irq, softirq, steal = map(int, path.read_text().split(maxsplit=9)[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+        return ticks / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
+
+
 def _pages(name: str) -> int | None:
     if name not in getattr(os, "sysconf_names", {}):
         return None
@@ -72,6 +99,13 @@ def _cpu_info() -> dict[str, str]:
     first = path.read_text().split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -15,6 +15,8 @@ from verdicts import acceptance, best_dense, break_even, held_share, judgements
 __all__ = ["show"]
 
 MEBI = 1 << 20
+# Cores busy elsewhere, from which on a case's figures should be taken again.
+DISTURBED = 0.1
 KEPT_WHOLE = ("ms (quartiles)",)
 
 
@@ -31,6 +33,7 @@ def show(results: Sequence[Result], console: Console) -> None:
         if found:
             console.print(make(found))
     _notes(results, console)
+    _disturbed(results, console)
     _auto(results, console)
     verdicts = acceptance(results)
     if verdicts:
@@ -173,6 +176,14 @@ def _notes(results: Sequence[Result], console: Console) -> None:
             cases.setdefault(note, []).append(result.name)
     for note, names in cases.items():
         console.print(f"note: {note} ({names[0] if len(names) == 1 else f'{len(names)} cases'})", highlight=False)
+
+
+def _disturbed(results: Sequence[Result], console: Console) -> None:
+    """Says whose times are not to be trusted, because other processes ran."""
+    for result in results:
+        if result.busy_elsewhere is not None and result.busy_elsewhere > DISTURBED:
+            where = f"{result.group}: {result.name}"
+            console.print(f"disturbed: {result.busy_elsewhere:.1f} cores were busy elsewhere during {where}")
 
 
 def _auto(results: Sequence[Result], console: Console) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,34 +17,77 @@ __all__ = ["ENGINES", "Choice", "choose"]
 
 ENGINES = ("auto", "csr", "masked")
 ASSUMED_ROWS = 128
+# Channels that dense convolution kernels compute at once, whether they are there or not.
+CHANNEL_BLOCK = 16
+# How much faster than dense a layer must be predicted to be; predictions are off by a sixth or so (calibrate.py).
+MARGIN = 1.2
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one layer's training step (forward and both backward products) costs on one backend.
 
-    ``call``: fixed cost in microseconds; ``element``: nanoseconds to pack or unpack one input or output; ``product``:
-    nanoseconds per multiply-add. Per element and product for one thread; only ratios between rows matter.
+    Attributes:
+        call: Fixed cost in microseconds.
+        weight: Nanoseconds for each weight that is stored: it is read, and its gradient written, once a step.
+        element: Nanoseconds for each input and output element: reading, packing, writing.
+        product: Nanoseconds for each row and stored weight: three multiply-adds.
     """
 
     call: float
+    weight: float
     element: float
     product: float
 
-    def microseconds(self, rows: int, elements: int, products: int) -> float:
-        """Time of one training step on ``rows`` rows, each of so many elements read and written and products."""
-        return self.call + 1e-3 * rows * (self.element * elements + self.product * products)
+    def microseconds(self, layer: Work, threads: int = 1) -> float:
+        """Predicted time of one step; everything but the fixed cost is shared by the threads."""
+        nanoseconds = self.weight * layer.weights + layer.rows * (
+            self.element * layer.elements + self.product * layer.products
+        )
+        return self.call + 1e-3 * nanoseconds / threads
 
 
-# Measured with benchmarks/layers.py on one AVX-512 server core; dense is torch's default nn.Linear and nn.Conv2d.
-DENSE = {"linear": Cost(31.0, 0.0, 0.0160), "conv": Cost(60.0, 0.1, 0.0120)}
+@dataclass(frozen=True)
+class Work:
+    """What the cost of one layer depends on.
+
+    Attributes:
+        rows: Rows of the matrix product: samples, times output positions for a convolution.
+        elements: Input and output elements of each row (channels, for a convolution).
+        weights: Stored weights: all of them, or the kept ones.
+        products: Weights that each row is multiplied by; more than are stored where a kernel pads its channels.
+    """
+
+    rows: int
+    elements: int
+    weights: int
+    products: int
+
+    @classmethod
+    def dense(cls, kind: str, rows: int, inputs: int, outputs: int, numel: int) -> Work:
+        """Of a dense layer; dense convolutions work on whole blocks of channels."""
+        products = numel
+        if kind == "conv":
+            window = numel // max(inputs * outputs, 1)
+            products = window * math.prod(
+                -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in (inputs, outputs)
+            )
+        return cls(rows, inputs + outputs, numel, products)
+
+    @classmethod
+    def sparse(cls, rows: int, inputs: int, outputs: int, kept: int) -> Work:
+        """Of a layer that computes with its kept weights only."""
+        return cls(rows, inputs + outputs, kept, kept)
+
+
+# Measured by benchmarks/calibrate.py on one thread of an AVX-512 server core at 2 GHz; only their ratios matter.
+# Dense is the default of torch: nn.Linear (MKL) and nn.Conv2d (oneDNN).
+DENSE = {"linear": Cost(113.0, 4.22, 0.345, 0.058), "conv": Cost(478.0, 12.8, 6.77, 0.033)}
 SPARSE = {
-    "avx512": {"linear": Cost(111.0, 0.6, 0.060), "conv": Cost(150.0, 1.0, 0.060)},
-    "avx2": {"linear": Cost(111.0, 0.8, 0.070), "conv": Cost(150.0, 1.3, 0.080)},
-    "scalar": {"linear": Cost(111.0, 1.5, 0.200), "conv": Cost(150.0, 2.5, 0.250)},
+    "avx512": {"linear": Cost(222.0, 5.69, 7.8, 0.201), "conv": Cost(245.0, 0.0, 4.35, 0.150)},
+    "avx2": {"linear": Cost(227.0, 6.49, 6.15, 0.249), "conv": Cost(241.0, 0.0, 4.0, 0.193)},
+    "scalar": {"linear": Cost(225.0, 8.89, 5.82, 0.415), "conv": Cost(263.0, 0.0, 4.26, 0.348)},
 }
-# A guarded dense weight: two hooks a step, and zeroing weight, gradient and two moments.
-GUARD = Cost(20.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +132,11 @@ def choose(
         where = "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
         return Choice("csr", f"reference kernels ({where}): less memory, no gain in time")
     rows = rows or ASSUMED_ROWS
-    sparse = SPARSE[tier][kind].microseconds(rows, inputs + outputs, kept)
-    dense = DENSE[kind].microseconds(rows, inputs + outputs, numel) + GUARD.call
-    ratio = f"predicted {dense / sparse:.1f}x dense for {rows} rows"
-    return Choice("csr", ratio) if sparse < dense else Choice("masked", f"csr would be slower: {ratio}")
+    threads = torch.get_num_threads()
+    sparse = SPARSE[tier][kind].microseconds(Work.sparse(rows, inputs, outputs, kept), threads)
+    dense = DENSE[kind].microseconds(Work.dense(kind, rows, inputs, outputs, numel), threads)
+    speedup = dense / sparse
+    ratio = f"predicted {speedup:.1f}x dense for {rows} rows"
+    if speedup >= MARGIN:
+        return Choice("csr", ratio)
+    return Choice("masked", f"csr would be {'slower' if speedup < 1 else 'hardly faster'}: {ratio}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -17,7 +18,7 @@ from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, Result, cases
 from timing import Effort, Timing, interleave
 
 from snipkern import backends
-from snipkern.engine import Cost
+from snipkern.engine import Cost, Work
 
 compiled = pytest.mark.skipif(backends.best_isa() is None, reason="the cpu backend is not built")
 
@@ -208,18 +209,17 @@ def test_acceptance_compares_steps_and_bytes():
 
 
 def test_calibration_recovers_the_constants_it_was_made_from():
-    truth = Cost(120.0, 0.5, 0.0625)
-    work = [(size, 2 * size, size) for size in (8, 64, 512, 4096)] + [(128, 64, size) for size in (10, 1000, 100000)]
-    samples = [calibrate.Sample("avx512", "linear", "any", *w, truth.microseconds(*w)) for w in work]
-    found = calibrate.fit(samples)
-    assert np.allclose([found.cost.call, found.cost.element, found.cost.product], [120.0, 0.5, 0.0625])
+    truth = Cost(120.0, 3.0, 0.5, 0.0625)
+    works = [Work(rows, 30, weights, weights) for rows in (8, 512) for weights in (10, 1000, 100000)]
+    works += [Work(rows, 4000, 500, 500) for rows in (1, 64, 4096)]
+    found = calibrate.fit([calibrate.Sample("avx512", "linear", "any", w, truth.microseconds(w)) for w in works])
+    assert np.allclose(dataclasses.astuple(found.cost), dataclasses.astuple(truth))
     assert abs(found.worst_error) < 1e-6
 
 
 def test_calibration_never_gives_negative_costs():
-    samples = [calibrate.Sample("dense", "conv", str(n), n, n, n, 10.0 - n) for n in (1, 2, 3)]
-    cost = calibrate.fit(samples).cost
-    assert min(cost.call, cost.element, cost.product) >= 0
+    samples = [calibrate.Sample("dense", "conv", str(n), Work(n, n, n, n), 10.0 - n) for n in (1, 2, 3)]
+    assert min(dataclasses.astuple(calibrate.fit(samples).cost)) >= 0
 
 
 @compiled
