@@ -1,7 +1,8 @@
 """Which kernels run: loading, reporting and switching backends.
 
 ``reference`` is plain PyTorch and always there; ``cpu`` is the compiled extension ``snipkern._C``, with one tier per
-instruction set. A backend that cannot run is reported by :func:`status` with the reason, never silently replaced.
+instruction set; ``triton`` serves the saliency ops on CUDA devices and was not yet run on a GPU. A backend that cannot
+run is reported by :func:`status` with the reason, never silently replaced.
 """
 
 from __future__ import annotations
@@ -50,7 +51,32 @@ def _load() -> tuple[ModuleType | None, str]:
     return module, ""
 
 
+def _serve_triton() -> tuple[list[str], str]:
+    """Makes Triton kernels the ops' kernels for CUDA tensors; their names and Triton's version, or no names and why.
+
+    Importing Triton takes a while, so it comes last; so that fork() stays possible, no CUDA context is made.
+    """
+    if torch.version.cuda is None:
+        return [], f"PyTorch {torch.__version__} is built without CUDA"
+    if torch.cuda.device_count() == 0:
+        return [], "no CUDA device is visible"
+    try:
+        version = str(importlib.import_module("triton").__version__)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return [], "triton is not installed: pip install 'snipkern[triton]'"
+        return [], f"triton failed to load: {error}"
+    try:
+        module = importlib.import_module("snipkern.triton_kernels.saliency")
+    except ImportError as error:
+        return [], f"snipkern.triton_kernels failed to load: {error}"
+    for name, launcher in module.OPS.items():
+        torch.library.impl(f"{schema.NAMESPACE}::{name}", "CUDA", launcher)
+    return list(module.OPS), version
+
+
 _extension, _reason = _load()
+_triton_ops, _triton_detail = _serve_triton()
 _overrides: list[str] = []
 
 
@@ -70,7 +96,7 @@ def missing_kernels() -> str:
 
 
 def active(device: torch.device | str = "cpu") -> str:
-    """The backend that ops on this device use now."""
+    """The backend that matrix products on this device use now."""
     if _overrides:
         return _overrides[-1]
     return "cpu" if torch.device(device).type == "cpu" and _extension is not None else "reference"
@@ -87,8 +113,11 @@ def status() -> list[BackendStatus]:
         if isa() != best:
             detail += f" (this processor also runs {best})"
         rows.append(BackendStatus("cpu", True, f"{detail}, {torch.get_num_threads()} threads"))
-    rows.append(BackendStatus("triton", False, "GPU kernels are not part of this release"))
-    rows.append(BackendStatus("cuda", False, "GPU kernels are not part of this release"))
+    detail = _triton_detail
+    if _triton_ops:
+        detail = f"{', '.join(_triton_ops)} on CUDA devices, Triton {detail}; not yet run on a GPU"
+    rows.append(BackendStatus("triton", bool(_triton_ops), detail))
+    rows.append(BackendStatus("cuda", False, "C++ kernels for CUDA are not part of this release"))
     return rows
 
 

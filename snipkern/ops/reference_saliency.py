@@ -122,7 +122,8 @@ def saliency_mask(weight: Tensor, gradient: Tensor, threshold: int, ties: int) -
     return words
 
 
-def saliency_resolve_(words: Tensor, keys: Tensor, index: Tensor, threshold: int, ties: int) -> None:
+def resolved(words: Tensor, keys: Tensor, index: Tensor, threshold: int, ties: int) -> Tensor:
+    """Flat indices of the listed elements that are kept, all of them bits of the words."""
     require_resolve(words, keys, index, threshold, ties)
     require(
         keys.numel() == index.numel(),
@@ -134,7 +135,11 @@ def saliency_resolve_(words: Tensor, keys: Tensor, index: Tensor, threshold: int
     wrong = index[(index < 0) | (index >= bits)]
     require(wrong.numel() == 0, "saliency_resolve_", f"index must be below {bits}", wrong[:1].tolist())
     tied = keys == threshold
-    kept = index[(keys > threshold) | (tied & (tied.cumsum(0) <= ties))]
+    return index[(keys > threshold) | (tied & (tied.cumsum(0) <= ties))]
+
+
+def saliency_resolve_(words: Tensor, keys: Tensor, index: Tensor, threshold: int, ties: int) -> None:
+    kept = resolved(words, keys, index, threshold, ties)
     # Every bit is set once at most, so that sums are unions.
     sums = torch.zeros_like(words).index_add_(0, kept // WORD_BITS, torch.ones_like(kept) << (kept % WORD_BITS))
     words |= sums
