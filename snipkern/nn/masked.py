@@ -1,13 +1,14 @@
 """Masked parameters: dense weights, of layers without a sparse kernel, whose pruned entries stay exactly zero.
 
 A guard zeroes the pruned entries of the gradient as it arrives (so that norms, clipping and moments never see them)
-and, after every step of any optimiser, those of the weight and of the optimiser's state. Guards follow their module
+and, after every step of any optimiser, those of the weight and of new optimiser state. Guards follow their module
 through ``deepcopy``, pickling, ``.to`` and ``load_state_dict``.
 """
 
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class MaskGuard:
         self.mask = mask
         self._pruned: Tensor | None = None
         self._handle: RemovableHandle | None = None
+        self._cleaned: list[weakref.ref[Tensor]] = []
         self.attach(parameter)
 
     def attach(self, parameter: nn.Parameter) -> None:
@@ -62,6 +64,18 @@ class MaskGuard:
     @torch.no_grad()
     def clean_(self, tensor: Tensor) -> None:
         tensor.masked_fill_(self.pruned(tensor.device), 0)
+
+    def clean_state_(self, state: dict[str, Any]) -> None:
+        """Zeroes what an optimiser remembers of pruned entries, once for each tensor.
+
+        Moments of clean gradients start no step of their own; tensors that are new since the last step (first step,
+        loaded state) may.
+        """
+        moments = [value for value in state.values() if isinstance(value, Tensor) and value.shape == self.mask.shape]
+        for value in moments:
+            if not any(value is known() for known in self._cleaned):
+                self.clean_(value)
+        self._cleaned = [weakref.ref(value) for value in moments]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskGuard:
         return MaskGuard(copy.deepcopy(self.parameter, memo), self.mask)
@@ -167,9 +181,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
             if guard is None:
                 continue
             guard.clean_(parameter)
-            for state in optimizer.state.get(parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == parameter.shape:
-                    guard.clean_(state)
+            guard.clean_state_(optimizer.state.get(parameter, {}))
 
 
 register_optimizer_step_post_hook(_after_step)

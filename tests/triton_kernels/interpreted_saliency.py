@@ -108,8 +108,11 @@ def test_layouts():
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1.0, 1e30], ids=["zero", "denormal", "one", "infinite"])
 def test_all_scores_are_one_tie(value):
-    weight = torch.full((saliency.TILE + 9,), value)
+    weight = torch.full((2 * saliency.TILE + 9,), value)
     check_middle(weight, -weight)
+    key = middle_of(weight, -weight)
+    for ties in (saliency.TILE, saliency.TILE + 70, 2 * saliency.TILE + 8, 2**40):
+        check("saliency_mask", weight, -weight, key, ties)
 
 
 def test_denormal_and_infinite_scores():
