@@ -17,7 +17,7 @@ __all__ = ["show"]
 MEBI = 1 << 20
 # Cores busy elsewhere, from which on a case's figures should be taken again.
 DISTURBED = 0.1
-KEPT_WHOLE = ("ms (quartiles)",)
+KEPT_WHOLE = ("ms (quartiles)", "(which)")
 
 
 def show(results: Sequence[Result], console: Console) -> None:

@@ -19,7 +19,7 @@ ENGINES = ("auto", "csr", "masked")
 ASSUMED_ROWS = 128
 # Channels that dense convolution kernels compute at once, whether they are there or not.
 CHANNEL_BLOCK = 16
-# How much faster than dense a layer must be predicted to be; predictions are off by a sixth or so (calibrate.py).
+# How much faster than dense a layer must be predicted to be; predictions are off by a tenth as a rule (calibrate.py).
 MARGIN = 1.2
 
 
@@ -82,11 +82,11 @@ class Work:
 
 # Measured by benchmarks/calibrate.py on one thread of an AVX-512 server core at 2 GHz; only their ratios matter.
 # Dense is the default of torch: nn.Linear (MKL) and nn.Conv2d (oneDNN).
-DENSE = {"linear": Cost(113.0, 4.22, 0.345, 0.058), "conv": Cost(478.0, 12.8, 6.77, 0.033)}
+DENSE = {"linear": Cost(104.0, 1.7, 0, 0.0584), "conv": Cost(356.0, 25.4, 5.85, 0.0258)}
 SPARSE = {
-    "avx512": {"linear": Cost(222.0, 5.69, 7.8, 0.201), "conv": Cost(245.0, 0.0, 4.35, 0.150)},
-    "avx2": {"linear": Cost(227.0, 6.49, 6.15, 0.249), "conv": Cost(241.0, 0.0, 4.0, 0.193)},
-    "scalar": {"linear": Cost(225.0, 8.89, 5.82, 0.415), "conv": Cost(263.0, 0.0, 4.26, 0.348)},
+    "avx512": {"linear": Cost(220.0, 6.41, 2.85, 0.162), "conv": Cost(187.0, 16.7, 2.87, 0.139)},
+    "avx2": {"linear": Cost(225.0, 5.33, 2.16, 0.211), "conv": Cost(183.0, 26.1, 2.67, 0.17)},
+    "scalar": {"linear": Cost(228.0, 5.51, 1.88, 0.381), "conv": Cost(188.0, 80.4, 2.89, 0.29)},
 }
 
 
