@@ -49,9 +49,12 @@ SHAPES = [
     Shape("conv", 8, 8, 16, side=8, kernel=3, padding=1),
     Shape("conv", 16, 32, 32, side=16, kernel=3, padding=1),
     Shape("conv", 64, 64, 32, side=16, kernel=3, padding=1),
-    Shape("conv", 64, 64, 16, side=32, kernel=3, padding=1),
+    Shape("conv", 64, 64, 32, side=32, kernel=3, padding=1),
     Shape("conv", 128, 128, 64, side=8, kernel=3, padding=1),
+    Shape("conv", 128, 128, 64, side=16, kernel=3, padding=1),
+    Shape("conv", 192, 256, 32, side=12, kernel=3),
     Shape("conv", 256, 256, 64, side=4, kernel=3, padding=1),
+    Shape("conv", 512, 256, 32, side=8, kernel=3, padding=1),
     Shape("conv", 128, 256, 32, side=8, kernel=1),
 ]
 QUICK_SHAPES = [
@@ -185,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "samples": [asdict(s) for s in samples],
             "fits": {f"{engine} {kind}": asdict(found) for (engine, kind), found in fits.items()},
         }
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        args.json.write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":

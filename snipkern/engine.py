@@ -82,11 +82,11 @@ class Work:
 
 # Measured by benchmarks/calibrate.py on one thread of an AVX-512 server core at 2 GHz; only their ratios matter.
 # Dense is the default of torch: nn.Linear (MKL) and nn.Conv2d (oneDNN).
-DENSE = {"linear": Cost(104.0, 1.7, 0, 0.0584), "conv": Cost(356.0, 25.4, 5.85, 0.0258)}
+DENSE = {"linear": Cost(81.0, 1.81, 0, 0.0614), "conv": Cost(408.0, 39.6, 5.53, 0.0367)}
 SPARSE = {
-    "avx512": {"linear": Cost(220.0, 6.41, 2.85, 0.162), "conv": Cost(187.0, 16.7, 2.87, 0.139)},
-    "avx2": {"linear": Cost(225.0, 5.33, 2.16, 0.211), "conv": Cost(183.0, 26.1, 2.67, 0.17)},
-    "scalar": {"linear": Cost(228.0, 5.51, 1.88, 0.381), "conv": Cost(188.0, 80.4, 2.89, 0.29)},
+    "avx512": {"linear": Cost(174.0, 5.62, 4.34, 0.167), "conv": Cost(184.0, 134, 3.77, 0.105)},
+    "avx2": {"linear": Cost(175.0, 4.35, 3.54, 0.221), "conv": Cost(175.0, 164, 3.74, 0.142)},
+    "scalar": {"linear": Cost(176.0, 4.66, 3.64, 0.382), "conv": Cost(174.0, 349, 4.08, 0.24)},
 }
 
 
