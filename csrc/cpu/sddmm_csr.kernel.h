@@ -74,8 +74,9 @@ void sddmm_csr(const SddmmCsr& call, const TaskRunner& run) {
     sums = scratch<A>(Slot::kValues, nnz);
   }
   const int64_t tiles = tile_count<A>(call.batch);
-  const int64_t parts = task_count(static_cast<double>(call.batch) * nnz, 64);
-  run(parts, [&](int64_t part) {
+  const double work = static_cast<double>(call.batch) * nnz;
+  const int64_t parts = task_count(work, 64);
+  run_if_worth(run, work, parts, [&](int64_t part) {
     const int64_t begin = balanced_row(call, parts, part), end = balanced_row(call, parts, part + 1);
     const int64_t first = call.ptr[begin], last = call.ptr[end];
     std::fill(sums + first, sums + last, A{});

@@ -70,8 +70,9 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   }
   const int64_t nnz = call.ptr[call.outputs];
   A* ordered = scratch<A>(Slot::kValues, nnz);
-  const int64_t parts = task_count(4.0 * nnz, 64);
-  run(parts, [&](int64_t part) {
+  const double work = 4.0 * nnz;
+  const int64_t parts = task_count(work, 64);
+  run_if_worth(run, work, parts, [&](int64_t part) {
     for (int64_t k = part_begin(nnz, parts, part); k < part_begin(nnz, parts, part + 1); ++k) {
       ordered[k] = widen_partial(values + (call.order != nullptr ? call.order[k] : k), 1)[0];
     }
@@ -91,7 +92,7 @@ void spmm_csr(const SpmmCsr& call, const TaskRunner& run) {
   const int64_t groups = (call.outputs + kN - 1) / kN;
   const double work = static_cast<double>(call.batch) * (call.ptr[call.outputs] + 16.0 * call.outputs);
   const int64_t parts = std::min(groups, task_count(work / tiles, 64));
-  run(tiles * parts, [&](int64_t task) {
+  run_if_worth(run, work, tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     for (int64_t group = part_begin(groups, parts, part); group < part_begin(groups, parts, part + 1); ++group) {
       multiply_group<T>(call, values, packed, task / parts, group * kN);

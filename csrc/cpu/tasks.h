@@ -26,6 +26,15 @@ inline int64_t task_count(double work, int64_t most) {
   return wanted < 1 ? 1 : wanted < static_cast<double>(most) ? static_cast<int64_t>(wanted) : most;
 }
 
+// Runs tasks that are `work` multiply-adds together: on the calling thread alone where that takes some 80 microseconds
+// at the most, since waking other threads and waiting for the last of them costs 20 to 50, and there are several
+// rounds.
+inline void run_if_worth(const TaskRunner& run, double work, int64_t count, const std::function<void(int64_t)>& body) {
+  constexpr double kSerialWork = 1.5e6;
+  if (work >= kSerialWork) return run(count, body);
+  for (int64_t task = 0; task < count; ++task) body(task);
+}
+
 // Cache-line aligned memory that the calling thread keeps and reuses from call to call. It grows to
 // the largest request of each slot and stays until release_scratch() or the end of the thread.
 enum class Slot { kPackedInput, kPackedGradient, kValues, kIndices, kPartial, kCount };

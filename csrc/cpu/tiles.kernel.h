@@ -72,9 +72,10 @@ void pack(const T* x, int64_t batch, int64_t features, accumulator_t<T>* packed,
   const int64_t tiles = tile_count<A>(batch);
   if (tiles == 0) return;
   const int64_t groups = (features + kN - 1) / kN;
-  // Packing moves about one element where a product does 16 multiply-adds.
-  const int64_t parts = std::min(groups, task_count(16.0 * batch * features, 16 * tiles) / tiles + 1);
-  run(tiles * parts, [&](int64_t task) {
+  // Packing moves about one element where a product does 4 multiply-adds.
+  const double work = 4.0 * batch * features;
+  const int64_t parts = std::min(groups, task_count(work, 16 * tiles) / tiles + 1);
+  run_if_worth(run, work, tiles * parts, [&](int64_t task) {
     const int64_t part = task % parts;
     pack_tile(x, batch, features, task / parts, part_begin(groups, parts, part) * kN,
               std::min(features, part_begin(groups, parts, part + 1) * kN), packed);
