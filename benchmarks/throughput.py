@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                           everything, under 3 minutes on 2 cores
     python benchmarks/throughput.py --cases layers,models     some groups
     python benchmarks/throughput.py --json out.json           raw medians and quartiles, with the machine
+    python benchmarks/throughput.py --show out.json           its tables again, measuring nothing
     python benchmarks/throughput.py --quick                   tiny sizes: does everything run?
 
 All that is compared is timed in turns in one process. Read the ratios: absolute times are this machine's, today.
@@ -25,7 +26,7 @@ import torch
 from cases import GROUPS, Result, cases, run
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from timing import NORMAL, QUICK
+from timing import NORMAL, QUICK, Timing
 from verdicts import acceptance, judgements
 
 FORMAT = 1
@@ -37,6 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", type=_groups, default=GROUPS, help=f"comma-separated, of {', '.join(GROUPS)}")
     parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a run that --json wrote")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
     parser.add_argument("--device", choices=("cpu",), default="cpu", help="this release has kernels for the CPU alone")
     return parser.parse_args(arguments)
@@ -86,17 +88,41 @@ def document(results: Sequence[Result], args: argparse.Namespace, before: dict[s
     }
 
 
+def saved(content: dict[str, Any]) -> list[Result]:
+    """The results in what :func:`document` made."""
+    return [
+        Result(**{**result, "timings": {name: Timing(**timing) for name, timing in result["timings"].items()}})
+        for result in content["results"]
+    ]
+
+
+def headline(found: dict[str, Any]) -> str:
+    """One line about the machine."""
+    return (
+        f"{found['cpu']}, {found['cores']} cores, {found['isa'] or 'no compiled'} kernels, torch {found['torch']}"
+        f" with {found['threads']} threads, {found['date']}, load average {found['load_average']}"
+    )
+
+
+def show(path: Path, console: Console) -> None:
+    """Prints the tables of a run again."""
+    content = json.loads(path.read_text())
+    if content.get("format") != FORMAT:
+        raise SystemExit(f"throughput: {path} must be of format {FORMAT} (got {content.get('format')!r})")
+    console.print(headline(content["machine"]), highlight=False)
+    tables.show(saved(content), console)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     console = Console(width=None if Console().is_terminal else WIDTH)
+    if args.show:
+        show(args.show, console)
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     before = machine.describe()
-    console.print(
-        f"{before['cpu']}, {before['cores']} cores, {before['isa'] or 'no compiled'} kernels, torch {before['torch']}"
-        f" with {before['threads']} threads, load average {before['load_average']}",
-        highlight=False,
-    )
+    console.print(headline(before), highlight=False)
     start = time.perf_counter()
     results = measure(args, console)
     seconds = time.perf_counter() - start

@@ -131,6 +131,18 @@ def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
     for title in ("selection", "layers at 5 %", "density sweep", "training steps", "memory held"):
         assert title in shown
     assert "acceptance" not in shown  # tiny sizes prove nothing
+    throughput.main(["--show", str(path)])
+    again = capsys.readouterr().out
+    tables = shown[shown.index("selection: exact") : shown.index("10 cases in")]
+    assert again.splitlines()[0] == shown.splitlines()[0]
+    assert again[again.index("selection: exact") :] == tables
+
+
+def test_only_files_of_this_format_are_shown(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text('{"format": 0}')
+    with pytest.raises(SystemExit, match=r"must be of format 1 \(got 0\)"):
+        throughput.main(["--show", str(path)])
 
 
 def test_groups_can_be_chosen_and_unknown_ones_are_refused(capsys):
