@@ -16,7 +16,7 @@ help: ## Show this list
 
 setup: $(STAMPS)/snipkern ## Make .venv: torch, snipkern (editable, C++ kernels compiled), test and plot packages
 
-test: setup ## Run every test
+test: $(STAMPS)/demo ## Run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side by side
