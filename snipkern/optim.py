@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snipkern.nn.convert import Conversion
+from snipkern.nn.masked import guards
 
 __all__ = ["check", "move_"]
 
@@ -39,18 +40,15 @@ def check(optimizer: Any, conversions: Sequence[Conversion]) -> None:
 
 
 def move_(optimizer: torch.optim.Optimizer, conversions: Sequence[Conversion]) -> None:
-    """Puts the new parameters in the old ones' places, and cuts their state down to the kept weights."""
+    """Puts the new parameters in the old ones' places, and cuts their state down to the kept weights.
+
+    The conversions have been made already: guarded weights keep their place, and lose the state of pruned entries.
+    """
     for change in conversions:
         if change.values is None:
-            _zero_pruned(optimizer, change)
+            guards(change.module)[change.name].clean_state_(optimizer.state.get(change.before, {}))
         else:
             _replace(optimizer, change, change.values)
-
-
-def _zero_pruned(optimizer: torch.optim.Optimizer, change: Conversion) -> None:
-    for value in optimizer.state.get(change.before, {}).values():
-        if isinstance(value, Tensor) and value.shape == change.before.shape:
-            value.masked_fill_(~change.mask.to_dense(value.device), 0)
 
 
 def _replace(optimizer: torch.optim.Optimizer, change: Conversion, values: torch.nn.Parameter) -> None:

@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from snipkern.masks import Mask
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.sparse import SparseConv2d, SparseLinear, SparseWeight
+from snipkern.ops.checks import FLOATS
 from snipkern.topology import Topology
 
 __all__ = ["Conversion", "apply_", "prepare", "sparse_obstacle", "to_dense_"]
@@ -27,7 +28,6 @@ SPARSE_CLASSES: dict[type[nn.Module], type[SparseWeight]] = {
     NonDynamicallyQuantizableLinear: SparseLinear,
     nn.Conv2d: SparseConv2d,
 }
-KERNEL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def attention_projections(model: nn.Module) -> set[nn.Module]:
@@ -54,7 +54,7 @@ def sparse_obstacle(module: nn.Module, name: str, shared: bool, weight_read: boo
         return "weight shared with another module"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"no sparse kernel for {module.groups} groups"
-    if module.weight.dtype not in KERNEL_DTYPES:
+    if module.weight.dtype not in FLOATS:
         return f"no sparse kernel for {module.weight.dtype}"
     if weight_read:
         return "MultiheadAttention multiplies by the weight itself"

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snipkern.masks import Mask
-from snipkern.nn.sparse import MASK_SUFFIX
+from snipkern.nn.sparse import MASK_SUFFIX, foreign_mask, stray_weights
 
 __all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
 
@@ -154,18 +154,13 @@ def _check_masks(
         key, mask = f"{prefix}{name}", guard.mask
         words = state_dict.pop(key + MASK_SUFFIX, None)
         values = state_dict.pop(f"{key}_values", None)
-        error = None
-        if words is not None and not torch.equal(words.cpu(), mask.words):
-            error = f"{key}: the state dict's mask must be the module's (got another mask)"
-        elif values is not None:
+        error = None if words is None else foreign_mask(key, words, mask)
+        if error is None and values is not None:
             dense = values.new_zeros(mask.shape)
             dense[mask.to_dense(dense.device)] = values
             state_dict[key] = dense
-        elif key in state_dict and list(state_dict[key].shape) == list(mask.shape):
-            loaded = state_dict[key]
-            stray = int(torch.count_nonzero(loaded[~mask.to_dense(loaded.device)]))
-            if stray:
-                error = f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)"
+        elif error is None and key in state_dict and state_dict[key].shape == mask.shape:
+            error = stray_weights(key, state_dict[key], mask)
         if error:
             error_msgs.append(error)
             state_dict[key] = guard.parameter.detach()

@@ -18,6 +18,19 @@ __all__ = ["SparseConv2d", "SparseLinear", "SparseWeight"]
 MASK_SUFFIX = "_mask"
 
 
+def foreign_mask(key: str, words: Tensor, mask: Mask) -> str | None:
+    """What is wrong with a mask loaded for a weight that has one, if anything."""
+    if torch.equal(words.cpu(), mask.words):
+        return None
+    return f"{key}: the state dict's mask must be the module's (got another mask)"
+
+
+def stray_weights(key: str, dense: Tensor, mask: Mask) -> str | None:
+    """What is wrong with a dense weight of the mask's shape loaded for a masked one, if anything."""
+    stray = int(torch.count_nonzero(dense.detach()[~mask.to_dense(dense.device)]))
+    return f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)" if stray else None
+
+
 class SparseWeight(nn.Module):
     """What sparse modules share: a weight of which only the kept entries exist.
 
@@ -103,8 +116,9 @@ class SparseWeight(nn.Module):
         words = state_dict.pop(key + MASK_SUFFIX, None)
         dense = state_dict.pop(key, None)
         if words is not None:
-            if not torch.equal(words.cpu(), self.mask.words):
-                return f"{key}: the state dict's mask must be the module's (got another mask)"
+            error = foreign_mask(key, words, self.mask)
+            if error:
+                return error
         elif dense is None and f"{key}_values" in state_dict:
             return f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)"
         if dense is None:
@@ -112,13 +126,10 @@ class SparseWeight(nn.Module):
         shape = list(self.mask.shape)
         if list(dense.shape) != shape:
             return f"{key}: shape must be {shape} (got {list(dense.shape)})"
-        flat = dense.detach().reshape(-1)
-        values = flat[self.topology.flat_index(flat.device)]
-        stray = int(torch.count_nonzero(flat)) - int(torch.count_nonzero(values))
-        if stray:
-            return f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)"
-        state_dict[f"{key}_values"] = values
-        return None
+        error = stray_weights(key, dense, self.mask)
+        if error is None:
+            state_dict[f"{key}_values"] = dense.detach().reshape(-1)[self.topology.flat_index(dense.device)]
+        return error
 
 
 class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
