@@ -5,7 +5,7 @@
 #include <exception>
 
 #include "cpu/isa.h"
-#include "cpu/tasks.h"
+#include "cpu/memory.h"
 
 namespace {
 

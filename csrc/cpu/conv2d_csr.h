@@ -6,6 +6,7 @@
 
 #include "cpu/conv_plan.h"
 #include "cpu/dtype.h"
+#include "cpu/memory.h"
 #include "cpu/tasks.h"
 
 namespace snipkern {

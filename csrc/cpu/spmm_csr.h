@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/dtype.h"
+#include "cpu/memory.h"
 #include "cpu/tasks.h"
 
 namespace snipkern {

@@ -1,8 +1,6 @@
-// How kernels run in parallel without knowing a thread pool, and the memory they reuse between
-// calls.
+// How kernels run in parallel without knowing a thread pool.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -34,18 +32,5 @@ inline void run_if_worth(const TaskRunner& run, double work, int64_t count, cons
   if (work >= kSerialWork) return run(count, body);
   for (int64_t task = 0; task < count; ++task) body(task);
 }
-
-// Cache-line aligned memory that the calling thread keeps and reuses from call to call. It grows to
-// the largest request of each slot and stays until release_scratch() or the end of the thread.
-enum class Slot { kPackedInput, kPackedGradient, kValues, kIndices, kPartial, kCount };
-void* scratch_bytes(Slot slot, size_t bytes);
-
-template <typename T>
-T* scratch(Slot slot, int64_t count) {
-  return static_cast<T*>(scratch_bytes(slot, static_cast<size_t>(count) * sizeof(T)));
-}
-
-// Frees the calling thread's scratch; returns how many bytes that were.
-size_t release_scratch();
 
 }  // namespace snipkern
