@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from snipkern import engine
 from snipkern import nn as sparse_nn
 from snipkern.masks import Mask
+from snipkern.workload import Call, workload
 
 __all__ = ["DENSE", "SUBJECT", "Layer", "Shape", "build", "build_sweep", "predicted", "sweep_name"]
 
@@ -64,17 +65,9 @@ class Shape:
 
 def predicted(shape: Shape, mask: Mask) -> dict[str, str]:
     """What ``engine="auto"`` says about the layer."""
-    choice = engine.choose(
-        "auto",
-        obstacle=None,
-        kind=shape.kind,
-        inputs=shape.inputs,
-        outputs=shape.outputs,
-        numel=mask.numel,
-        kept=mask.count(),
-        rows=shape.rows,
-        device=torch.device("cpu"),
-    )
+    module = shape.module()
+    call = Call(tuple(shape.input().shape), module.weight.dtype, input_grad=True)
+    choice = engine.choose("auto", workload(module, mask.count(), call), mask)
     return {"auto": choice.engine, "reason": choice.reason}
 
 

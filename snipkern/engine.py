@@ -1,26 +1,36 @@
-"""Engines: how each pruned layer computes, chosen by a cost model and always with a reason.
+"""Engines: how each pruned layer computes, chosen by a cost model that is checked by measuring, always with a reason.
 
 ``csr``     kept weights only, by the sparse kernels
-``masked``  a dense weight whose pruned entries are held at zero: dense speed and memory
+``masked``  a dense weight whose pruned entries are held at zero: dense speed (less the guarding) and memory
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from snipkern import backends
+from snipkern.costs import AMX, COSTS
+from snipkern.masks import Mask
+from snipkern.measure import Times, forbidden, measure
+from snipkern.workload import Workload
 
-__all__ = ["ENGINES", "Choice", "choose"]
+__all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 
 ENGINES = ("auto", "csr", "masked")
-ASSUMED_ROWS = 128
 # Channels that dense convolution kernels compute at once, whether they are there or not.
 CHANNEL_BLOCK = 16
-# How much faster than dense a layer must be predicted to be; predictions are off by a tenth as a rule (calibrate.py).
+# How many times as fast as dense a layer must be predicted to be where it can't be measured: predictions are off by a
+# tenth as a rule.
 MARGIN = 1.2
+# How much faster than its alternative a layer must be measured to be: as far as two measurements of one thing differ.
+NOISE = 1.03
+# A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
+LARGEST_SPREAD = 2.5
+ASKED = "as asked"
 
 
 @dataclass(frozen=True)
@@ -32,12 +42,14 @@ class Cost:
         weight: Nanoseconds for each weight that is stored: it is read, and its gradient written, once a step.
         element: Nanoseconds for each input and output element: reading, packing, writing.
         product: Nanoseconds for each row and stored weight: three multiply-adds.
+        spread: The factor within which measurements lie of predictions.
     """
 
     call: float
     weight: float
     element: float
     product: float
+    spread: float = 1.0
 
     def microseconds(self, layer: Work, threads: int = 1) -> float:
         """Predicted time of one step; everything but the fixed cost is shared by the threads."""
@@ -64,79 +76,164 @@ class Work:
     products: int
 
     @classmethod
-    def dense(cls, kind: str, rows: int, inputs: int, outputs: int, numel: int) -> Work:
+    def dense(cls, layer: Workload) -> Work:
         """Of a dense layer; dense convolutions work on whole blocks of channels."""
-        products = numel
-        if kind == "conv":
-            window = numel // max(inputs * outputs, 1)
-            products = window * math.prod(
-                -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in (inputs, outputs)
-            )
-        return cls(rows, inputs + outputs, numel, products)
+        products = layer.numel
+        if layer.kind == "conv":
+            blocks = (-(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in layer.shape[:2])
+            products = math.prod(layer.shape[2:]) * math.prod(blocks)
+        return cls(layer.rows, sum(layer.shape[:2]), layer.numel, products)
 
     @classmethod
-    def sparse(cls, rows: int, inputs: int, outputs: int, kept: int) -> Work:
+    def guard(cls, layer: Workload) -> Work:
+        """Of holding a dense layer's pruned weights at zero: its gradient and its weight are gone through."""
+        return cls(0, 0, layer.numel, 0)
+
+    @classmethod
+    def sparse(cls, layer: Workload) -> Work:
         """Of a layer that computes with its kept weights only."""
-        return cls(rows, inputs + outputs, kept, kept)
+        return cls(layer.rows, sum(layer.shape[:2]), layer.kept, layer.kept)
 
 
-# Measured by benchmarks/calibrate.py on one thread of an AVX-512 server core at 2 GHz; only their ratios matter.
-# Dense is the default of torch: nn.Linear (MKL) and nn.Conv2d (oneDNN).
-DENSE = {"linear": Cost(81.0, 1.81, 0, 0.0614), "conv": Cost(408.0, 39.6, 5.53, 0.0367)}
-SPARSE = {
-    "avx512": {"linear": Cost(174.0, 5.62, 4.34, 0.167), "conv": Cost(184.0, 134, 3.77, 0.105)},
-    "avx2": {"linear": Cost(175.0, 4.35, 3.54, 0.221), "conv": Cost(175.0, 164, 3.74, 0.142)},
-    "scalar": {"linear": Cost(176.0, 4.66, 3.64, 0.382), "conv": Cost(174.0, 349, 4.08, 0.24)},
-}
+def row(engine: str, layer: Workload, tier: str) -> str:
+    """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own."""
+    dtype = str(layer.dtype).removeprefix("torch.").replace("float64", "float32")
+    where = {"dense": f"{dtype} {layer.kind}", "guard": f"{tier} {dtype}"}.get(engine, f"{tier} {dtype} {layer.kind}")
+    return f"{engine} {where}"
+
+
+def cost(engine: str, layer: Workload, tier: str) -> Cost:
+    """The constants of that row; float64 is taken for float32 at half the speed."""
+    found = Cost(*COSTS[row(engine, layer, tier)])
+    if layer.dtype != torch.float64:
+        return found
+    return Cost(found.call, 2 * found.weight, 2 * found.element, 2 * found.product, found.spread)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted."""
+
+    dense: float
+    masked: float
+    sparse: float
+    spread: float
+
+
+def predict(layer: Workload) -> Prediction:
+    """What the cost model says of a layer on the CPU, for torch's present number of threads."""
+    tier = backends.isa()
+    assert tier is not None, "predict: there must be compiled kernels"
+    threads = torch.get_num_threads()
+    rows = {name: cost(name, layer, tier) for name in ("dense", "guard", "csr")}
+    dense = rows["dense"].microseconds(Work.dense(layer), threads)
+    guard = rows["guard"].microseconds(Work.guard(layer), threads)
+    sparse = rows["csr"].microseconds(Work.sparse(layer), threads)
+    spread = min(rows["dense"].spread * rows["csr"].spread, LARGEST_SPREAD)
+    if layer.channels_last or (layer.dtype in (torch.float16, torch.bfloat16) and has_amx() != AMX):
+        spread = math.inf  # the table has no such layers, or is of another kind of processor
+    return Prediction(dense, dense + guard, sparse, spread)
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether this processor multiplies 16-bit matrices in tiles; False also where torch doesn't tell."""
+    tell = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(tell and tell())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's engine and why."""
+    """One layer's engine and why.
+
+    Attributes:
+        engine: "csr" or "masked".
+        reason: In a few words.
+        predicted, measured: How many times as fast as the dense module the sparse one is; None where nobody has looked.
+    """
 
     engine: str
     reason: str
+    predicted: float | None = None
+    measured: float | None = None
 
 
-def choose(
-    engine: str,
-    *,
-    obstacle: str | None,
-    kind: str,
-    inputs: int,
-    outputs: int,
-    numel: int,
-    kept: int,
-    rows: int | None,
-    device: torch.device,
-) -> Choice:
+def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None) -> Choice:
     """The engine for one layer.
+
+    ``auto`` takes csr where it is faster than the masked layer, which would have to run instead, and not slower than
+    the plain dense one. It goes by the cost model where that is clear, and measures the layer where it is not, unless
+    ``torch.use_deterministic_algorithms`` is on or there are several ranks, which must choose alike: then csr has to
+    be predicted to win by a margin. Masks never depend on any of this.
 
     Args:
         engine: What the user asked for: ``auto``, ``csr`` or ``masked``.
+        layer: Its work; None for one that is not a linear or convolution layer.
+        mask: Which of its weights are kept.
         obstacle: Why there is no sparse kernel for it, or None.
-        kind: ``linear`` or ``conv``.
-        inputs, outputs: Elements that each row reads and writes (channels, for a convolution).
-        numel, kept: Weights, and kept weights.
-        rows: Rows of the matrix product per batch as seen while scoring, or None.
-        device: Where the layer is.
     """
-    if obstacle:
-        return Choice("masked", obstacle)
-    if engine == "masked":
-        return Choice("masked", "as asked")
-    if engine == "csr":
-        return Choice("csr", "as asked")
-    tier = backends.isa() if backends.active(device) == "cpu" else None
-    if tier is None:
-        where = "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
-        return Choice("csr", f"reference kernels ({where}): less memory, no gain in time")
-    rows = rows or ASSUMED_ROWS
-    threads = torch.get_num_threads()
-    sparse = SPARSE[tier][kind].microseconds(Work.sparse(rows, inputs, outputs, kept), threads)
-    dense = DENSE[kind].microseconds(Work.dense(kind, rows, inputs, outputs, numel), threads)
-    speedup = dense / sparse
-    ratio = f"predicted {speedup:.1f}x dense for {rows} rows"
-    if speedup >= MARGIN:
-        return Choice("csr", ratio)
-    return Choice("masked", f"csr would be {'slower' if speedup < 1 else 'hardly faster'}: {ratio}")
+    if obstacle or layer is None:
+        return Choice("masked", obstacle or "no sparse kernel")
+    if engine in ("csr", "masked"):
+        return Choice(engine, ASKED)
+    missing = missing_kernels(layer.device)
+    if missing:
+        return Choice("csr", f"reference kernels ({missing}): less memory, no gain in time")
+    prediction = predict(layer)
+    if clear(prediction):
+        return _chosen(layer, prediction)
+    reason = forbidden()
+    return _chosen(layer, prediction, None if reason else measure(layer, mask), reason)
+
+
+def missing_kernels(device: torch.device) -> str | None:
+    """Why sparse layers on this device run on the reference kernels; None where they don't."""
+    if backends.active(device) == "cpu":
+        return None
+    return "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
+
+
+def clear(prediction: Prediction) -> bool:
+    """Whether break-even is further away than the cost model errs."""
+    alternative = min(prediction.masked, prediction.dense)
+    gain = max(alternative / prediction.sparse, prediction.sparse / alternative)
+    return gain > prediction.spread
+
+
+def check(layer: Workload, mask: Mask, choice: Choice) -> Choice:
+    """The same choice, with its layer predicted and measured on the CPU whatever was clear before."""
+    prediction, times = predict(layer), measure(layer, mask)
+    found = _chosen(layer, prediction, times)
+    reason = found.reason
+    if choice.engine != found.engine:
+        ratio = _ratio(layer, found)
+        reason = f"csr would be faster: {ratio}" if choice.engine == "masked" else ratio
+    if choice.reason.startswith(ASKED):
+        reason = f"{ASKED}; {reason}"
+    return Choice(choice.engine, reason, found.predicted, found.measured)
+
+
+def _chosen(
+    layer: Workload, prediction: Prediction, times: Times | None = None, unmeasured: str | None = None
+) -> Choice:
+    predicted = prediction.dense / prediction.sparse
+    if times is None:
+        speedup, measured = predicted, None
+        faster = predicted >= MARGIN
+    else:
+        speedup = measured = times.dense / times.sparse
+        faster = speedup >= 1 and times.masked / times.sparse >= NOISE
+    choice = Choice("csr" if faster else "masked", "", predicted, measured)
+    reason = _ratio(layer, choice)
+    if unmeasured:
+        reason += f"; not measured, {unmeasured}"
+    if not faster:
+        reason = f"csr would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
+    return replace(choice, reason=reason)
+
+
+def _ratio(layer: Workload, choice: Choice) -> str:
+    rows = f"{layer.rows} {'assumed ' if layer.assumed else ''}rows"
+    if choice.measured is None:
+        return f"predicted {choice.predicted:.1f}x dense for {rows}"
+    return f"measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"
