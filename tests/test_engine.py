@@ -58,6 +58,7 @@ def test_clear_cases_are_not_measured(tier, never_measured):
     [
         ((1.0, 1.1, 0.5), "csr", "measured 2.0x dense for 128 rows (predicted 1.0x)"),
         ((1.0, 1.1, 0.99), "csr", "measured 1.0x dense"),
+        ((1.0, 1.1, 1.02), "csr", "measured 1.0x dense"),  # a tie
         ((1.0, 1.0, 0.99), "masked", "csr would be hardly faster: measured 1.0x dense"),
         ((1.0, 2.0, 1.1), "masked", "csr would be slower: measured 0.9x dense"),  # never slower than dense
     ],
