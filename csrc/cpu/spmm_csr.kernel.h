@@ -1,6 +1,8 @@
 // See spmm_csr.h and sddmm_csr.h. Compiled once per ISA tier.
 
 #include "cpu/tiles.kernel.h"
+// Builds on the vectors that tiles bring.
+#include "cpu/spmv_csr.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -113,6 +115,7 @@ void spmm_csr(const SpmmCsr& call, const TaskRunner& run) {
   const Tiling<A> tiling(call.batch, call.inputs);
   const T* x = static_cast<const T*>(call.x);
   const A* values = ordered_values<T>(call, run);
+  if (call.batch == 1 && call.order == nullptr) return spmv_csr<T>(call, values, run);
   if (whole_tiles(tiling.tiles(), run.threads())) {
     run_if_worth(run, multiply_work(call), tiling.tiles(), [&](int64_t tile) {
       A* packed = scratch<A>(Slot::kPackedInput, tiling.samples() * call.inputs);
