@@ -27,7 +27,7 @@ CHANNEL_BLOCK = 16
 # tenth as a rule.
 MARGIN = 1.2
 # How far two measurements of one thing differ. A sparse layer must be faster than the masked one by more, and not
-# slower than plain dense by more: ties are sparse, for the sake of the optimiser and memory, which no layer's time shows.
+# slower than plain dense by more: ties are sparse, for what they save the optimiser and memory, which isn't timed here.
 NOISE = 1.03
 # A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
 LARGEST_SPREAD = 2.5
