@@ -29,6 +29,9 @@ MARGIN = 1.2
 # How far two measurements of one thing differ. A sparse layer must be faster than the masked one by more, and not
 # slower than plain dense by more: ties are sparse, for what they save the optimiser and memory, which isn't timed here.
 NOISE = 1.03
+# Where guarding takes a larger share of dense than this, masked breaks the promise of dense speed as well, and the
+# faster one is taken: layers so small, or of so few rows, that going through their weights is a good part of the work.
+GUARD_SHARE = 0.1
 # A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
 LARGEST_SPREAD = 2.5
 ASKED = "as asked"
@@ -163,9 +166,10 @@ def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | N
     """The engine for one layer.
 
     ``auto`` takes csr where it is faster than the masked layer, which would have to run instead, and not slower than
-    the plain dense one. It goes by the cost model where that is clear, and measures the layer where it is not, unless
-    ``torch.use_deterministic_algorithms`` is on or there are several ranks, which must choose alike: then csr has to
-    be predicted to win by a margin. Masks never depend on any of this.
+    the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost model where
+    that is clear, and measures the layer where it is not, unless ``torch.use_deterministic_algorithms`` is on or there
+    are several ranks, which must choose alike: then csr has to be predicted to win by a margin. Masks never depend on
+    any of this.
 
     Args:
         engine: What the user asked for: ``auto``, ``csr`` or ``masked``.
@@ -223,11 +227,14 @@ def _chosen(
         faster = predicted >= MARGIN
     else:
         speedup = measured = times.dense / times.sparse
-        faster = speedup * NOISE >= 1 and times.masked / times.sparse >= NOISE
+        kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
+        faster = kept_promise and times.masked / times.sparse >= NOISE
     choice = Choice("csr" if faster else "masked", "", predicted, measured)
     reason = _ratio(layer, choice)
     if unmeasured:
         reason += f"; not measured, {unmeasured}"
+    if faster and speedup * NOISE < 1:
+        reason = f"masked would be slower still: {reason}"
     if not faster:
         reason = f"csr would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
     return replace(choice, reason=reason)

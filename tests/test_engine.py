@@ -60,7 +60,9 @@ def test_clear_cases_are_not_measured(tier, never_measured):
         ((1.0, 1.1, 0.99), "csr", "measured 1.0x dense"),
         ((1.0, 1.1, 1.02), "csr", "measured 1.0x dense"),  # a tie
         ((1.0, 1.0, 0.99), "masked", "csr would be hardly faster: measured 1.0x dense"),
-        ((1.0, 2.0, 1.1), "masked", "csr would be slower: measured 0.9x dense"),  # never slower than dense
+        ((1.0, 1.09, 1.05), "masked", "csr would be slower: measured 1.0x dense"),  # never slower than dense
+        ((1.0, 1.3, 1.2), "csr", "masked would be slower still: measured 0.8x dense"),  # neither is as fast as dense
+        ((1.0, 1.3, 1.3), "masked", "csr would be slower: measured 0.8x dense"),
     ],
 )
 @pytest.mark.skipif(not COMPILED, reason="no compiled kernels")

@@ -110,7 +110,8 @@ def test_pruned_measures_every_layer_and_changes_none(vectors):
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(layer.measured > 0 and layer.predicted > 0 and layer.engine == "csr" for layer in measured.layers)
     assert all(layer.measured is None for layer in pruned.layers) and measured.masks is pruned.masks
-    assert "as asked; measured" in " ".join(measured.report().split())
+    assert all(layer.reason.startswith("as asked; ") and "measured" in layer.reason for layer in measured.layers)
+    assert measured.layers[0].reason.split()[-1] in measured.report()
 
 
 @compiled
