@@ -55,6 +55,40 @@ def sddmm_backward(ctx: Any, grad: Tensor) -> Gradients:
     return grad_a, grad_b, None, None, None, None
 
 
+def block_spmm_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    x, values, bias, topology, *ctx.size, ctx.transpose = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, values, topology)
+
+
+def block_spmm_backward(ctx: Any, grad: Tensor) -> Gradients:
+    x, values, topology = ctx.saved_tensors
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.spmm_bsr(grad, values, None, topology, *ctx.size, not ctx.transpose)
+    if ctx.needs_input_grad[1]:
+        left, right = (x, grad) if ctx.transpose else (grad, x)
+        grad_values = ops.sddmm_bsr(left, right, topology, values.shape[0], *ctx.size)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum(0)
+    return grad_x, grad_values, grad_bias, *[None] * 6
+
+
+def block_sddmm_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    a, b, topology, _, *ctx.size = inputs
+    ctx.save_for_backward(a, b, topology)
+
+
+def block_sddmm_backward(ctx: Any, grad: Tensor) -> Gradients:
+    a, b, topology = ctx.saved_tensors
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_a = ops.spmm_bsr(b, grad, None, topology, *ctx.size, False)
+    if ctx.needs_input_grad[1]:
+        grad_b = ops.spmm_bsr(a, grad, None, topology, *ctx.size, True)
+    return grad_a, grad_b, *[None] * 6
+
+
 def conv_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
     x, values, bias, topology, ctx.weight_shape, *ctx.window = inputs
     ctx.has_bias = bias is not None
@@ -106,6 +140,8 @@ def weight_grad_backward(ctx: Any, grad_values: Tensor) -> Gradients:
 FORMULAS = {
     "spmm_csr": (spmm_backward, spmm_context),
     "sddmm_csr": (sddmm_backward, sddmm_context),
+    "spmm_bsr": (block_spmm_backward, block_spmm_context),
+    "sddmm_bsr": (block_sddmm_backward, block_sddmm_context),
     "conv2d_csr": (conv_backward, conv_context),
     "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),
     "conv2d_csr_weight_grad": (weight_grad_backward, weight_grad_context),
