@@ -17,6 +17,7 @@ struct SddmmBsr {
   BsrIndex index;
   int64_t batch;
   void* values;  // [nnz]: sum over the batch of a[:, row] * b[:, col]
+  void* bias;    // [rows]: sum over the batch of a[:, row], or null
 };
 
 // Each dot product is summed in one fixed order: the same bits for every thread count.

@@ -1,6 +1,6 @@
-// See sddmm_bsr.h. Compiled once per ISA tier.
+// See sddmm_bsr.h. No include guard: compiled once per tier, with spmm_bsr.kernel.h.
 
-#include "cpu/tiles.kernel.h"
+#include "cpu/spmm_bsr.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -190,7 +190,7 @@ void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, co
   if constexpr (std::is_same_v<T, A>) {
     sums = values;
   } else {
-    sums = scratch<A>(Slot::kValues, nnz);
+    sums = scratch<A>(Slot::kSums, nnz);
   }
   if (call.batch == 0) std::fill(sums, sums + nnz, A{});
   // Low blocks: a group of their columns shares nothing but one row, a group of their rows shares all of its columns.
@@ -216,17 +216,57 @@ void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, co
   }
 }
 
+// The sums of packed features over the batch.
 template <typename T>
-void sddmm_bsr(const SddmmBsr& call, const TaskRunner& run) {
+void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* packed, int64_t features, T* sums,
+                 const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  constexpr int kN = kLanes<A>;
+  const int64_t groups = (features + kN - 1) / kN;
+  const double work = static_cast<double>(tiling.batch) * features / kN;
+  const int64_t parts = std::min(std::max<int64_t>(groups, 1), task_count(work, 64));
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    for (int64_t group = part_begin(groups, parts, part); group < part_begin(groups, parts, part + 1); ++group) {
+      const int count = static_cast<int>(std::min<int64_t>(kN, features - group * kN));
+      Vec<A> lanes[kN] = {};
+      for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
+        const int64_t stride = tiling.vectors(tile) * kN;
+        const A* from = packed + tiling.offset(tile, features) + group * kN * stride;
+        for (int i = 0; i < count; ++i) {
+          for (int64_t at = 0; at < stride; at += kN) lanes[i] += load(from + i * stride + at);
+        }
+      }
+      narrow_partial(sums + group * kN, sum_rows<A>(lanes), count);
+    }
+  });
+}
+
+// The gradients of values, of the bias and, where they are asked for, of the input.
+template <typename T>
+void block_gradients(const SddmmBsr& call, const SpmmBsr* input_grad, const TaskRunner& run) {
   using A = accumulator_t<T>;
   const int64_t rows = call.index.rows, cols = call.index.cols;
-  if (call.index.nnz() == 0) return;
   const Tiling<A> tiling(call.batch, std::max(rows, cols));
   A* a = scratch<A>(Slot::kPackedGradient, tiling.size(rows));
   A* b = scratch<A>(Slot::kPackedInput, tiling.size(cols));
-  pack(static_cast<const T*>(call.a), tiling, rows, a, run);
+  if (input_grad != nullptr) {
+    multiply<T>(*input_grad, tiling, a, run);
+  } else {
+    pack(static_cast<const T*>(call.a), tiling, rows, a, run);
+  }
   pack(static_cast<const T*>(call.b), tiling, cols, b, run);
   dot_blocks<T>(call, tiling, a, b, run);
+  if (call.bias != nullptr) sum_samples<T>(tiling, a, rows, static_cast<T*>(call.bias), run);
+}
+
+template <typename T>
+void sddmm_bsr(const SddmmBsr& call, const TaskRunner& run) {
+  block_gradients<T>(call, nullptr, run);
+}
+
+template <typename T>
+void spmm_bsr_backward(const SddmmBsr& value_grad, const SpmmBsr& input_grad, const TaskRunner& run) {
+  block_gradients<T>(value_grad, &input_grad, run);
 }
 
 }  // namespace

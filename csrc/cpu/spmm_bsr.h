@@ -29,4 +29,8 @@ struct SpmmBsr {
 // Every output's sum has one order of its own, in float (double for double): the same bits for every thread count.
 void spmm_bsr(const SpmmBsr& call, const TaskRunner& run);
 
+// The gradients of a layer's values and bias (a = dy, b = x) and of its input (x = dy, y = dx, transposed): the same
+// bits as two calls, but dy is packed once.
+void spmm_bsr_backward(const SddmmBsr& value_grad, const SpmmBsr& input_grad, const TaskRunner& run);
+
 }  // namespace snipkern

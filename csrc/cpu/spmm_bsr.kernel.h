@@ -1,4 +1,4 @@
-// See spmm_bsr.h. Compiled once per ISA tier.
+// See spmm_bsr.h. No include guard: compiled once per tier, through sddmm_bsr.kernel.h.
 
 #include "cpu/bsr_scatter.kernel.h"
 
@@ -130,8 +130,11 @@ const accumulator_t<T>* wide_values(const void* values, int64_t nnz, const TaskR
   }
 }
 
-// Packs x, to `packed` if that is given, and multiplies. A whole tile is one thread's work where there are enough of
-// them: what it packs is then in its L2 when it multiplies, and no thread waits for another.
+// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
+// waits for another.
+inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
+
+// Packs x, to `packed` if that is given, and multiplies.
 template <typename T>
 void multiply(const SpmmBsr& call, const Tiling<accumulator_t<T>>& tiling, accumulator_t<T>* packed,
               const TaskRunner& run) {
@@ -143,7 +146,7 @@ void multiply(const SpmmBsr& call, const Tiling<accumulator_t<T>>& tiling, accum
   const int64_t size = call.transpose ? call.index.block_width : call.index.block_height;
   const int64_t blocks = (outputs + size - 1) / size;
   const double work = static_cast<double>(call.batch) * (nnz + 16.0 * outputs);
-  if (tiles % threads == 0 || tiles >= 4 * threads) {
+  if (whole_tiles(tiles, threads)) {
     run_if_worth(run, work, tiles, [&](int64_t tile) {
       A* own = packed != nullptr ? packed + tiling.offset(tile, inputs)
                                  : scratch<A>(Slot::kPackedInput, tiling.samples() * inputs);

@@ -57,26 +57,6 @@ def require_topology(name: str, topology: Tensor, nnz: int, rows: int, cols: int
     )
 
 
-def require_block_topology(
-    name: str, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
-) -> None:
-    """Its size leaves the number of blocks open; a kernel that may read the index asks for ``nnz`` kept weights too."""
-    require(block_height > 0 and block_width > 0, name, "a block must not be empty", f"{block_height} x {block_width}")
-    fixed = 2 * -(-rows // block_height) + -(-cols // block_width) + 3
-    blocks, rest = divmod(topology.numel() - fixed, 3)
-    require(
-        topology.dtype == torch.int32
-        and topology.dim() == 1
-        and topology.is_contiguous()
-        and rest == 0
-        and blocks <= nnz <= blocks * block_height * block_width,
-        name,
-        f"topology must be the int32 index of a {rows} x {cols} mask with {nnz} kept weights in blocks of"
-        f" {block_height} x {block_width}",
-        f"{list(topology.shape)} {topology.dtype}",
-    )
-
-
 def require_bias(name: str, bias: Tensor | None, size: int, x: Tensor) -> None:
     if bias is not None:
         require(list(bias.shape) == [size], name, f"bias must be [{size}]", list(bias.shape))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snipkern.ops import schema
+from snipkern.ops import schema, schema_bsr
 from snipkern.ops.checks import require
 from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
 from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
@@ -59,6 +59,16 @@ def sddmm_csr(a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols:
     return product.reshape(-1)[flat_index(topology, rows, cols, nnz)].to(a.dtype)
 
 
+def spmm_csr_backward(
+    grad: Tensor, x: Tensor, values: Tensor, topology: Tensor, rows: int, cols: int, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    schema.spmm_csr_backward(grad, x, values, topology, rows, cols, with_bias)
+    grad_x = spmm_csr(grad, values, None, topology, rows, cols, True)
+    grad_values = sddmm_csr(grad, x, topology, values.shape[0], rows, cols)
+    grad_bias = grad.to(sum_dtype(grad.dtype)).sum(0).to(grad.dtype) if with_bias else grad.new_empty(0)
+    return grad_x, grad_values, grad_bias
+
+
 def spmm_bsr(
     x: Tensor,
     values: Tensor,
@@ -70,7 +80,7 @@ def spmm_bsr(
     block_width: int,
     transpose: bool,
 ) -> Tensor:
-    schema.spmm_bsr(x, values, bias, topology, rows, cols, block_height, block_width, transpose)
+    schema_bsr.spmm_bsr(x, values, bias, topology, rows, cols, block_height, block_width, transpose)
     index = block_positions("spmm_bsr", topology, values.shape[0], rows, cols, block_height, block_width)
     weight = scattered(values, index, rows, cols)
     y = x.to(weight.dtype) @ (weight if transpose else weight.t())
@@ -80,11 +90,31 @@ def spmm_bsr(
 def sddmm_bsr(
     a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
 ) -> Tensor:
-    schema.sddmm_bsr(a, b, topology, nnz, rows, cols, block_height, block_width)
+    schema_bsr.sddmm_bsr(a, b, topology, nnz, rows, cols, block_height, block_width)
     index = block_positions("sddmm_bsr", topology, nnz, rows, cols, block_height, block_width)
     dtype = sum_dtype(a.dtype)
     product = a.to(dtype).t() @ b.to(dtype)
     return product.reshape(-1)[index].to(a.dtype)
+
+
+def spmm_bsr_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    topology: Tensor,
+    rows: int,
+    cols: int,
+    block_height: int,
+    block_width: int,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = rows, cols, block_height, block_width
+    schema_bsr.spmm_bsr_backward(grad, x, values, topology, *size, with_bias)
+    block_positions("spmm_bsr_backward", topology, values.shape[0], *size)
+    grad_x = spmm_bsr(grad, values, None, topology, *size, True)
+    grad_values = sddmm_bsr(grad, x, topology, values.shape[0], *size)
+    grad_bias = grad.to(sum_dtype(grad.dtype)).sum(0).to(grad.dtype) if with_bias else grad.new_empty(0)
+    return grad_x, grad_values, grad_bias
 
 
 def block_positions(

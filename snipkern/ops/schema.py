@@ -3,9 +3,8 @@
 A check runs wherever an op runs: in its fake (compiled and exported programs), in the reference kernel and, as the same
 requirements in C++, in ``csrc/bindings``. Messages read ``op: requirement (got ...)``.
 
-All sparse ops take a *topology*: the packed int32 index of :class:`snipkern.topology.Topology`, or of its
-:class:`~snipkern.topology.BlockTopology` where their names end in ``bsr``. It is trusted: an index made elsewhere that
-points outside its matrix reads foreign memory.
+All sparse ops take a *topology*: the packed int32 index of :class:`snipkern.topology.Topology`. It is trusted: an index
+made elsewhere that points outside its matrix reads foreign memory. schema_bsr.py has the ops for whole blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor
 from snipkern.ops.checks import (
     require,
     require_bias,
-    require_block_topology,
     require_float,
     require_geometry,
     require_like,
@@ -112,56 +110,39 @@ def sddmm_csr(a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols:
 
 
 @op(
-    "(Tensor x, Tensor values, Tensor? bias, Tensor topology, int rows, int cols, int block_height, int block_width,"
-    " bool transpose) -> Tensor"
+    "(Tensor grad, Tensor x, Tensor values, Tensor topology, int rows, int cols, bool with_bias)"
+    " -> (Tensor, Tensor, Tensor)"
 )
-def spmm_bsr(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    topology: Tensor,
-    rows: int,
-    cols: int,
-    block_height: int,
-    block_width: int,
-    transpose: bool,
-) -> Tensor:
-    """``spmm_csr`` for a ``W`` that keeps whole blocks; arguments, result and cost are the same.
+def spmm_csr_backward(
+    grad: Tensor, x: Tensor, values: Tensor, topology: Tensor, rows: int, cols: int, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All gradients of ``spmm_csr`` without ``transpose`` at once, which saves packing grad and x more often.
 
     Args:
-        topology: Of a :class:`~snipkern.topology.BlockTopology` with this block.
+        grad: ``[batch, rows]``: of the output.
+        x: ``[batch, cols]``, of grad's dtype.
+        values: ``[kept]``, row-major.
+        with_bias: Whether the bias's gradient is wanted too.
+
+    Returns:
+        The gradients of x ``[batch, cols]``, of the values ``[kept]`` and of the bias ``[rows]`` (``[0]`` without).
+
+    Cost: ``4 * batch * kept`` operations.
     """
-    name = "spmm_bsr"
-    inputs, outputs = (rows, cols) if transpose else (cols, rows)
+    name = "spmm_csr_backward"
     require_float(name, "x", x)
-    require(x.dim() == 2 and x.shape[1] == inputs, name, f"x must be [batch, {inputs}]", list(x.shape))
+    require(x.dim() == 2 and x.shape[1] == cols, name, f"x must be [batch, {cols}]", list(x.shape))
+    require(
+        grad.dim() == 2 and grad.shape[1] == rows and grad.shape[0] == x.shape[0],
+        name,
+        f"grad must be [{x.shape[0]}, {rows}]",
+        list(grad.shape),
+    )
+    require_like(name, "grad", grad, x, "x")
     require(values.dim() == 1, name, "values must be [kept]", list(values.shape))
     require_like(name, "values", values, x, "x")
-    require_bias(name, bias, outputs, x)
-    require_block_topology(name, topology, values.shape[0], rows, cols, block_height, block_width)
-    return x.new_empty(x.shape[0], outputs)
-
-
-@op("(Tensor a, Tensor b, Tensor topology, int nnz, int rows, int cols, int block_height, int block_width) -> Tensor")
-def sddmm_bsr(
-    a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
-) -> Tensor:
-    """The kept entries of ``a^T b`` for whole blocks: the gradient of ``spmm_bsr``'s values.
-
-    Args and result as for ``sddmm_csr``, with the index of a :class:`~snipkern.topology.BlockTopology`.
-    """
-    name = "sddmm_bsr"
-    require_float(name, "a", a)
-    require(a.dim() == 2 and a.shape[1] == rows, name, f"a must be [batch, {rows}]", list(a.shape))
-    require(
-        b.dim() == 2 and b.shape[1] == cols and b.shape[0] == a.shape[0],
-        name,
-        f"b must be [{a.shape[0]}, {cols}]",
-        list(b.shape),
-    )
-    require_like(name, "b", b, a, "a")
-    require_block_topology(name, topology, nnz, rows, cols, block_height, block_width)
-    return a.new_empty(nnz)
+    require_topology(name, topology, values.shape[0], rows, cols)
+    return x.new_empty(x.shape), x.new_empty(values.shape[0]), x.new_empty(rows if with_bias else 0)
 
 
 # Convolutions
