@@ -84,6 +84,11 @@ def random_case(generator, block, *, dtype=torch.float32, batch=5, shape=None, d
     )
 
 
+def some(choices, generator, count=2):
+    """A few of them, others in every run: all combinations of block, batch, dtype and tier would take minutes."""
+    return [choices[i] for i in torch.randperm(len(choices), generator=generator)[:count].tolist()]
+
+
 def any_strides(case, generator):
     """The same sizes with strided, transposed and expanded tensors."""
     batch, cols = case.x.shape
