@@ -92,11 +92,12 @@ QUICK_LAYERS = [
 
 @dataclass(frozen=True)
 class Part:
-    """What is timed of each layer: its densities for one instruction set and dtype, and whether dense comes along."""
+    """What is timed of each layer for one instruction set and dtype: densities, blocks, and whether dense comes too."""
 
     tier: str
     dtype: str
     densities: tuple[float, ...]
+    blocks: tuple[tuple[int, int], ...]
     dense: bool
     layers: Sequence[Workload]
 
@@ -129,8 +130,9 @@ def parts(tiers: Sequence[str], quick: bool) -> list[Part]:
         for dtype in DTYPES:
             thorough = best and dtype == "float32"
             densities = (0.02, 0.05, 0.1, 0.2, 0.4) if thorough else (0.05, 0.2) if best else (0.1,)
+            blocks = ((4, 1), (1, 4), (16, 16), (4, 4)) if thorough else ((4, 1), (16, 16))
             layers = QUICK_LAYERS if quick else [*FEW, *MANY] if thorough else FEW
-            found.append(Part(tier, dtype, densities, best, layers))
+            found.append(Part(tier, dtype, densities, blocks, best, layers))
     return found
 
 
@@ -144,25 +146,41 @@ def hopeless(layer: Workload) -> bool:
     return layer.kind == "conv" and layer.dtype == torch.float16 and layer.rows * layer.numel > 2e7
 
 
+def masked(
+    layer: Workload, density: float, block: tuple[int, int] | None, generator: torch.Generator
+) -> tuple[Workload, Mask]:
+    """The layer with a uniformly random mask, of whole blocks where asked for."""
+    if block is None:
+        mask = Mask.from_dense(torch.rand(layer.shape, generator=generator) < density)
+    else:
+        grid = torch.rand(
+            [-(-size // side) for size, side in zip(layer.shape, block, strict=True)], generator=generator
+        )
+        kept = (grid < density).repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        mask = Mask.from_dense(kept[: layer.shape[0], : layer.shape[1]])
+    return replace(layer, kept=mask.count(), block=block), mask
+
+
 def sample(layer: Workload, part: Part, effort: Effort) -> list[Sample]:
-    """Times one layer, dense where that is asked for, guarded and, at each density, sparse."""
+    """Times one layer, dense where that is asked for, guarded and, at each density and block, sparse."""
     layer = replace(layer, dtype=DTYPES[part.dtype])
     generator = torch.Generator().manual_seed(0)
+    blocks = part.blocks if layer.kind in engine.BLOCK_KINDS else ()
+    #: Row, name of the layer -> what to time, and what the cost model sees of it.
     contenders: dict[tuple[str, str], tuple[Callable[[], object], Work]] = {}
     with backends.use("cpu", isa=part.tier):
-        for density in part.densities:
-            mask = Mask.from_dense(torch.rand(layer.shape, generator=generator) < density)
-            work = replace(layer, kept=mask.count())
+        for density, block in itertools.product(part.densities, (None, *blocks)):
+            work, mask = masked(layer, density, block, generator)
             made = steps(work, mask)
             if not contenders:
                 if part.dense and not hopeless(layer):
-                    contenders["dense", describe(layer)] = made.dense, Work.dense(layer)
-                contenders["guard", describe(layer)] = made.guard, Work.guard(layer)
-            contenders["csr", f"{describe(layer)} {density:.0%}"] = made.sparse, Work.sparse(work)
+                    contenders[engine.row("dense", layer, part.tier), describe(layer)] = made.dense, Work.dense(layer)
+                contenders[engine.row("guard", layer, part.tier), describe(layer)] = made.guard, Work.guard(layer)
+            name = f"{describe(layer)} {density:.0%}" + (f" {block[0]}x{block[1]}" if block else "")
+            contenders[engine.row("bsr" if block else "csr", work, part.tier), name] = made.sparse, Work.sparse(work)
         timings = interleave({" ".join(key): step for key, (step, _) in contenders.items()}, effort, time.thread_time)
     return [
-        Sample(engine.row(kind, layer, part.tier), name, work, timings[f"{kind} {name}"].median * 1e6)
-        for (kind, name), (_, work) in contenders.items()
+        Sample(row, name, work, timings[f"{row} {name}"].median * 1e6) for (row, name), (_, work) in contenders.items()
     ]
 
 
@@ -209,7 +227,7 @@ def write(path: Path, fits: dict[str, Fit]) -> None:
     """Puts the rows into the data file, whose text before them stays; rows that were not measured stay too."""
     head = path.read_text().partition("\nAMX = ")[0]
     kept = {row: Fit(Cost(*constants), 0.0, 0.0, "") for row, constants in costs.COSTS.items()}
-    path.write_text(f"{head}\nAMX = {engine.has_amx()}\n\n{table({**kept, **fits})}")
+    path.write_text(f"{head}\nAMX = {engine.has_amx()}\n\n{table(dict(sorted({**kept, **fits}.items())))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

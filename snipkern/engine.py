@@ -1,6 +1,7 @@
 """Engines: how each pruned layer computes, chosen by a cost model that is checked by measuring, always with a reason.
 
 ``csr``     kept weights only, by the sparse kernels
+``bsr``     kept blocks of weights only, by the block kernels
 ``masked``  a dense weight whose pruned entries are held at zero: dense speed (less the guarding) and memory
 """
 
@@ -20,7 +21,12 @@ from snipkern.workload import Workload
 
 __all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 
-ENGINES = ("auto", "csr", "masked")
+ENGINES = ("auto", "bsr", "csr", "masked")
+SPARSE_ENGINES = ("bsr", "csr")
+# Kinds of layers that have block kernels; the others compute with the single weights of their blocks.
+BLOCK_KINDS = ("linear",)
+# A block side from which on its kernels share loads along it.
+SHARING_SIDE = 4
 # Channels that dense convolution kernels compute at once, whether they are there or not.
 CHANNEL_BLOCK = 16
 # How many times as fast as dense a layer must be predicted to be where it can't be measured: predictions are off by a
@@ -100,10 +106,20 @@ class Work:
 
 
 def row(engine: str, layer: Workload, tier: str) -> str:
-    """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own."""
+    """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own.
+
+    Blocks are "thin" where one side is 4 or more and "square" where both are; smaller ones compute like single weights.
+    """
     dtype = str(layer.dtype).removeprefix("torch.").replace("float64", "float32")
-    where = {"dense": f"{dtype} {layer.kind}", "guard": f"{tier} {dtype}"}.get(engine, f"{tier} {dtype} {layer.kind}")
-    return f"{engine} {where}"
+    if engine == "dense":
+        return f"dense {dtype} {layer.kind}"
+    if engine == "guard":
+        return f"guard {tier} {dtype}"
+    if engine == "bsr":
+        assert layer.block is not None
+        sharing = sum(side >= SHARING_SIDE for side in layer.block)
+        engine = ("csr", "bsr thin", "bsr square")[sharing]
+    return f"{engine} {tier} {dtype} {layer.kind}"
 
 
 def cost(engine: str, layer: Workload, tier: str) -> Cost:
@@ -116,27 +132,41 @@ def cost(engine: str, layer: Workload, tier: str) -> Cost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted."""
+    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted.
+
+    Attributes:
+        dense, masked, sparse: Of the dense module, the guarded one, and the faster of the sparse ones.
+        spread: The factor.
+        engine: The faster sparse engine.
+    """
 
     dense: float
     masked: float
     sparse: float
     spread: float
+    engine: str = "csr"
 
 
-def predict(layer: Workload) -> Prediction:
-    """What the cost model says of a layer on the CPU, for torch's present number of threads."""
+def predict(layer: Workload, engine: str | None = None) -> Prediction:
+    """What the cost model says of a layer on the CPU, for torch's present number of threads.
+
+    Args:
+        layer: Its work.
+        engine: The sparse engine; None: the faster one.
+    """
     tier = backends.isa()
     assert tier is not None, "predict: there must be compiled kernels"
     threads = torch.get_num_threads()
-    rows = {name: cost(name, layer, tier) for name in ("dense", "guard", "csr")}
-    dense = rows["dense"].microseconds(Work.dense(layer), threads)
-    guard = rows["guard"].microseconds(Work.guard(layer), threads)
-    sparse = rows["csr"].microseconds(Work.sparse(layer), threads)
-    spread = min(rows["dense"].spread * rows["csr"].spread, LARGEST_SPREAD)
+    dense_cost = cost("dense", layer, tier)
+    dense = dense_cost.microseconds(Work.dense(layer), threads)
+    guard = cost("guard", layer, tier).microseconds(Work.guard(layer), threads)
+    work = Work.sparse(layer)
+    possible = (engine,) if engine else SPARSE_ENGINES if layer.block else ("csr",)
+    sparse, engine = min((cost(name, layer, tier).microseconds(work, threads), name) for name in possible)
+    spread = min(dense_cost.spread * cost(engine, layer, tier).spread, LARGEST_SPREAD)
     if layer.channels_last or (layer.dtype in (torch.float16, torch.bfloat16) and has_amx() != AMX):
         spread = math.inf  # the table has no such layers, or is of another kind of processor
-    return Prediction(dense, dense + guard, sparse, spread)
+    return Prediction(dense, dense + guard, sparse, spread, engine)
 
 
 @functools.cache
@@ -151,7 +181,7 @@ class Choice:
     """One layer's engine and why.
 
     Attributes:
-        engine: "csr" or "masked".
+        engine: "bsr", "csr" or "masked".
         reason: In a few words.
         predicted, measured: How many times as fast as the dense module the sparse one is; None where nobody has looked.
     """
@@ -165,30 +195,46 @@ class Choice:
 def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None) -> Choice:
     """The engine for one layer.
 
-    ``auto`` takes csr where it is faster than the masked layer, which would have to run instead, and not slower than
-    the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost model where
-    that is clear, and measures the layer where it is not, unless ``torch.use_deterministic_algorithms`` is on or there
-    are several ranks, which must choose alike: then csr has to be predicted to win by a margin. Masks never depend on
-    any of this.
+    ``auto`` takes csr (or bsr) where it is faster than the masked layer, which would have to run instead, and not
+    slower than the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost
+    model where that is clear, and measures the layer where it is not, unless ``torch.use_deterministic_algorithms`` is
+    on or there are several ranks, which must choose alike: then it has to be predicted to win by a margin. Masks never
+    depend on any of this.
 
     Args:
-        engine: What the user asked for: ``auto``, ``csr`` or ``masked``.
-        layer: Its work; None for one that is not a linear or convolution layer.
+        engine: What the user asked for: ``auto``, ``bsr``, ``csr`` or ``masked``.
+        layer: Its work, with its block if it keeps whole ones; None for one that is not a linear or convolution layer.
         mask: Which of its weights are kept.
         obstacle: Why there is no sparse kernel for it, or None.
+
+    Raises:
+        ValueError: For a mask that keeps a part of a block.
     """
     if obstacle or layer is None:
         return Choice("masked", obstacle or "no sparse kernel")
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
+    blocks = layer.block is not None and layer.kind in BLOCK_KINDS
+    if engine == "bsr":
+        if blocks:
+            return Choice("bsr", ASKED)
+        return Choice("csr", f"no block kernels for {layer.kind} yet" if layer.block else "smaller than a block")
     missing = missing_kernels(layer.device)
     if missing:
-        return Choice("csr", f"reference kernels ({missing}): less memory, no gain in time")
+        reason = f"reference kernels ({missing}): less memory, no gain in time"
+        return Choice("bsr" if blocks else "csr", reason)
+    if not blocks:
+        layer = replace(layer, block=None)
     prediction = predict(layer)
     if clear(prediction):
         return _chosen(layer, prediction)
     reason = forbidden()
-    return _chosen(layer, prediction, None if reason else measure(layer, mask), reason)
+    return _chosen(layer, prediction, None if reason else measure(computing(layer, prediction.engine), mask), reason)
+
+
+def computing(layer: Workload, engine: str) -> Workload:
+    """The layer as one engine computes it: csr with the single weights of its blocks."""
+    return layer if engine == "bsr" else replace(layer, block=None)
 
 
 def missing_kernels(device: torch.device) -> str | None:
@@ -207,12 +253,14 @@ def clear(prediction: Prediction) -> bool:
 
 def check(layer: Workload, mask: Mask, choice: Choice) -> Choice:
     """The same choice, with its layer predicted and measured on the CPU whatever was clear before."""
-    prediction, times = predict(layer), measure(layer, mask)
-    found = _chosen(layer, prediction, times)
+    if layer.kind not in BLOCK_KINDS:
+        layer = replace(layer, block=None)
+    prediction = predict(layer, choice.engine if choice.engine in SPARSE_ENGINES else None)
+    found = _chosen(layer, prediction, measure(computing(layer, prediction.engine), mask))
     reason = found.reason
     if choice.engine != found.engine:
         ratio = _ratio(layer, found)
-        reason = f"csr would be faster: {ratio}" if choice.engine == "masked" else ratio
+        reason = f"{found.engine} would be faster: {ratio}" if choice.engine == "masked" else ratio
     if choice.reason.startswith(ASKED):
         reason = f"{ASKED}; {reason}"
     return Choice(choice.engine, reason, found.predicted, found.measured)
@@ -229,14 +277,14 @@ def _chosen(
         speedup = measured = times.dense / times.sparse
         kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
         faster = kept_promise and times.masked / times.sparse >= NOISE
-    choice = Choice("csr" if faster else "masked", "", predicted, measured)
+    choice = Choice(prediction.engine if faster else "masked", "", predicted, measured)
     reason = _ratio(layer, choice)
     if unmeasured:
         reason += f"; not measured, {unmeasured}"
     if faster and speedup * NOISE < 1:
         reason = f"masked would be slower still: {reason}"
     if not faster:
-        reason = f"csr would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
+        reason = f"{prediction.engine} would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
     return replace(choice, reason=reason)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from snipkern import backends
 from snipkern.masks import Mask
+from snipkern.nn.convert import sparse_copy
 from snipkern.nn.masked import MaskGuard
-from snipkern.nn.sparse import SparseConv2d, SparseLinear
 from snipkern.workload import Workload
 
 __all__ = ["Steps", "Times", "forbidden", "measure", "steps"]
@@ -91,8 +91,7 @@ def steps(work: Workload, mask: Mask) -> Steps:
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.copy_(noise(parameter.shape))
-    sparse_class = SparseLinear if isinstance(dense, nn.Linear) else SparseConv2d
-    sparse = sparse_class.from_dense(dense, mask)  # pyright: ignore[reportArgumentType]
+    sparse = sparse_copy(dense, mask, "measure", work.block)
     x = noise(work.input).requires_grad_(work.input_grad)
     dy = noise(dense(x).shape)
     held = nn.Parameter(dense.weight.detach().clone(), requires_grad=False)

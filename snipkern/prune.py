@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from snipkern import backends, optim, report
+from snipkern import backends, optim, options, report
 from snipkern import engine as engines
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count, select
+from snipkern.select_block import block_masks, has_room
 from snipkern.workload import Call, workload
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
@@ -50,10 +52,8 @@ class Pruned:
         return report.table(self.layers, self.title)
 
     def measure(self: Handle) -> Handle:
-        """The same, with every layer timed that has sparse kernels: the report then tells predicted and measured gains.
-
-        Forward and backward of each layer, dense and sparse, on synthetic input of the shape and dtype seen while
-        scoring; the model is not run, and engines stay as they are. A layer takes some 30 ms, a slow one four steps.
+        """The same, with every layer timed that has sparse kernels, for the report: forward and backward, dense and
+        sparse, on synthetic input as seen while scoring; some 30 ms a layer. The model is not run, engines stay.
         """
         layers = [
             layer
@@ -103,15 +103,16 @@ def plan(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Plan:
     """Scores a model and decides what to keep, changing nothing. Arguments and errors as for :func:`prune_`."""
-    kept = _requested(keep, sparsity)
-    _one_of("criterion", criterion, CRITERIA)
-    _one_of("engine", engine, engines.ENGINES)
+    kept = options.keep_of(keep, sparsity)
+    options.one_of("criterion", criterion, CRITERIA)
+    block = options.block_of(engine, block)
     if preset is not None:
-        _one_of("preset", preset, PRESETS)
+        options.one_of("preset", preset, PRESETS)
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
     paper = preset == "paper"
@@ -119,7 +120,9 @@ def plan(
     kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
     found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, redraw=paper, progress=progress)
     masks = select(found.pairs, kept)
-    return Plan(masks, _layers(model, pool, masks, engine, found.calls), model, pool, optimizer)
+    if block is not None:
+        masks = block_masks(found.pairs, masks, block)
+    return Plan(masks, _layers(model, pool, masks, engine, found.calls, block), model, pool, optimizer)
 
 
 def prune_(
@@ -134,6 +137,7 @@ def prune_(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Pruned:
@@ -157,10 +161,12 @@ def prune_(
             of two or more dimensions, but no embeddings, norms or biases.
         preset: ``"paper"``: as the published code does: biases pooled as well, scored on a fresh draw of the weights
             (variance scaling) while training starts from the model's own.
-        engine: ``"csr"``, ``"masked"``, or ``"auto"``: the faster one for each layer, by a cost model and, where that
-            is not clear, by timing the layer for some milliseconds. Two runs may then choose differently for a layer
-            near break-even; under ``torch.use_deterministic_algorithms``, or with several ranks, nothing is timed.
-            Which weights are kept never depends on it.
+        engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), or ``"auto"``: each layer's fastest by a cost model
+            and, where that is not clear, by timing the layer for some milliseconds: near break-even two runs may
+            differ (not under ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
+        block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
+            keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
+            of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
         progress: Show a progress bar while scoring.
 
@@ -186,6 +192,7 @@ def prune_(
         filter_fn=filter_fn,
         preset=preset,
         engine=engine,
+        block=block,
         optimizer=optimizer,
         progress=progress,
     ).apply_()
@@ -196,6 +203,7 @@ def sparsify_(
     masks: Mapping[str, Mask],
     *,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Pruned:
     """Converts a dense model in place with masks that are given, by parameter name.
@@ -204,13 +212,15 @@ def sparsify_(
         model: Dense. Its pruned weights are dropped.
         masks: ``{parameter name: Mask}``, each of its parameter's shape; parameters without one stay as they are.
         engine, optimizer: As for :func:`prune_`.
+        block: Height and width, for masks that keep whole blocks: to compute with those.
 
     Raises:
-        ValueError: For an unknown name or a mask of another shape; the model is untouched.
+        ValueError: For an unknown name, a mask of another shape, or one that keeps a part of a block; the model is
+            untouched.
     """
-    _one_of("engine", engine, engines.ENGINES)
+    block = options.block_of(engine, block)
     pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {})
+    layers = _layers(model, pool, masks, engine, {}, block)
     return _convert(model, pool, Pruned(dict(masks), layers), optimizer)
 
 
@@ -232,51 +242,39 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     return pool
 
 
-def _requested(keep: float | None, sparsity: float | None) -> float:
-    if (keep is None) == (sparsity is None):
-        raise ValueError(f"prune: give either keep or sparsity (got keep={keep!r}, sparsity={sparsity!r})")
-    if keep is not None:
-        return keep
-    assert sparsity is not None
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise ValueError(f"prune: sparsity must be a fraction in [0, 1) (got {sparsity!r})")
-    return 1.0 - sparsity
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
-
-
 def _layers(
-    model: nn.Module, pool: list[Prunable], masks: Mapping[str, Mask], engine: str, calls: Mapping[str, Call]
+    model: nn.Module,
+    pool: list[Prunable],
+    masks: Mapping[str, Mask],
+    engine: str,
+    calls: Mapping[str, Call],
+    block: tuple[int, int] | None,
 ) -> list[report.Layer]:
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
-        mask, module = masks[entry.fqn], entry.module
+        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
         obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
+        kept_block = block if block is not None and has_room(shape, block) else None
         work = None
         if obstacle is None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn))
-        choice = engines.choose(engine, work, mask, obstacle=obstacle)
-        shape = tuple(entry.parameter.shape)
-        layers.append(
-            report.Layer(entry.fqn, type(module).__name__, shape, mask.count(), mask.numel, choice, work=work)
-        )
+            work = workload(module, mask.count(), calls.get(entry.module_fqn), kept_block)
+        with _naming(entry):
+            choice = engines.choose(engine, work, mask, obstacle=obstacle)
+        kind = type(module).__name__
+        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, kept_block, work))
     return layers
 
 
 def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
     """Prepares every conversion and checks everything, then changes the model."""
     conversions = [
-        convert.prepare(entry.module, entry.name, pruned.masks[entry.fqn], layer.engine == "csr")
-        for entry, layer in zip(pool, pruned.layers, strict=True)
+        _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
     ]
     if optimizer is not None:
         optim.check(optimizer, conversions)
-    if any(layer.engine == "csr" for layer in pruned.layers) and backends.missing_kernels():
+    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
         warnings.warn(
             f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
         )
@@ -284,3 +282,18 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     return Pruned(pruned.masks, pruned.layers)
+
+
+def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
+    block = layer.block if layer.engine == "bsr" else None
+    with _naming(entry):
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
+
+
+@contextlib.contextmanager
+def _naming(entry: Prunable) -> Generator[None]:
+    """Says of which parameter a mask does not fit."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"prune: the mask of {entry.fqn!r} does not fit ({error})") from None

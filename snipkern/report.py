@@ -28,6 +28,7 @@ class Layer:
         shape: Of the dense weight.
         kept, numel: Kept weights and all of them.
         choice: How the layer computes, and why.
+        block: Height and width of the blocks that are kept, or None: single weights.
         work: What it computes in a training step; None where there is no sparse kernel for it.
     """
 
@@ -37,11 +38,12 @@ class Layer:
     kept: int
     numel: int
     choice: Choice
+    block: tuple[int, int] | None = None
     work: Workload | None = None
 
     @property
     def engine(self) -> str:
-        """How the layer computes: "csr" or "masked"."""
+        """How the layer computes: "bsr", "csr" or "masked"."""
         return self.choice.engine
 
     @property
@@ -76,6 +78,9 @@ def table(layers: Sequence[Layer], title: str) -> str:
     grid.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
     grid.add_column("of", f"{numel:,}", justify="right", no_wrap=True)
     grid.add_column("density", f"{kept / max(numel, 1):.2%}", justify="right", no_wrap=True)
+    blocks = any(layer.block for layer in layers)
+    if blocks:
+        grid.add_column("block", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
     grid.add_column("why")
     for layer in layers:
@@ -87,6 +92,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.kept:,}",
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
+            *(["x".join(map(str, layer.block or (1, 1)))] if blocks else []),
             layer.engine,
             layer.reason,
         )

@@ -51,6 +51,7 @@ class Workload:
         stride, padding, dilation: Of a convolution, height and width.
         channels_last: Whether a convolution's weight is in that memory format, and so its input probably too.
         assumed: Whether the input is a guess.
+        block: Height and width of the blocks that are kept, or None: single weights.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +66,7 @@ class Workload:
     dilation: tuple[int, ...] = (1, 1)
     channels_last: bool = False
     assumed: bool = False
+    block: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:
@@ -94,7 +96,9 @@ class Workload:
         return cast(nn.Conv2d, conv.to(memory_format=torch.channels_last) if self.channels_last else conv)  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
 
 
-def workload(module: nn.Linear | nn.Conv2d, kept: int, call: Call | None) -> Workload:
+def workload(
+    module: nn.Linear | nn.Conv2d, kept: int, call: Call | None, block: tuple[int, int] | None = None
+) -> Workload:
     """Of a layer, as it was called, or for an input of usual size where that is not known."""
     weight, shape = module.weight, tuple(module.weight.shape)
     size = () if call is None else call.input
@@ -115,6 +119,7 @@ def workload(module: nn.Linear | nn.Conv2d, kept: int, call: Call | None) -> Wor
         bias=module.bias is not None,
         input_grad=call is None or call.input_grad,
         assumed=not known,
+        block=block,
     )
     if isinstance(module, nn.Linear):
         return work

@@ -28,7 +28,7 @@ def never_measured(monkeypatch):
 
 
 def foretold(monkeypatch, dense: float, masked: float, sparse: float, spread: float) -> None:
-    monkeypatch.setattr(engine, "predict", lambda _: Prediction(dense, masked, sparse, spread))
+    monkeypatch.setattr(engine, "predict", lambda *_: Prediction(dense, masked, sparse, spread))
 
 
 def timed(monkeypatch, dense: float, masked: float, sparse: float) -> None:

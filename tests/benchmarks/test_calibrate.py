@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern import backends, costs
+from snipkern import backends, costs, engine
 from snipkern.engine import Cost, Work
+from snipkern.topology import BlockTopology
 
 compiled = pytest.mark.skipif(backends.best_isa() is None, reason="no compiled kernels")
 
@@ -39,13 +40,22 @@ def test_never_gives_negative_costs():
 
 
 def test_every_row_of_the_table_is_sampled():
-    rows = {
-        calibrate.engine.row(kind, dataclasses.replace(layer, dtype=calibrate.DTYPES[part.dtype]), part.tier)
-        for part in calibrate.parts(backends.ISA_TIERS[::-1], quick=False)
-        for layer in part.layers
-        for kind in (("dense", "guard", "csr") if part.dense else ("guard", "csr"))
-    }
+    rows = set()
+    for part in calibrate.parts(backends.ISA_TIERS[::-1], quick=False):
+        for layer in part.layers:
+            layer = dataclasses.replace(layer, dtype=calibrate.DTYPES[part.dtype])
+            rows |= {
+                engine.row(kind, layer, part.tier) for kind in (("dense",) if part.dense else ()) + ("guard", "csr")
+            }
+            if layer.kind in engine.BLOCK_KINDS:
+                rows |= {engine.row("bsr", dataclasses.replace(layer, block=b), part.tier) for b in part.blocks}
     assert rows == set(costs.COSTS)
+
+
+def test_masks_of_whole_blocks():
+    work, mask = calibrate.masked(calibrate.linear(10, 7, 3), 0.5, (4, 3), torch.Generator().manual_seed(1))
+    assert work.kept == mask.count() and work.block == (4, 3) and 0 < work.kept < 70
+    BlockTopology(mask, (4, 3))  # refuses parts of blocks
 
 
 @compiled
