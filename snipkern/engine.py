@@ -94,12 +94,31 @@ SPARSE = {
 }
 
 
-# The same for layers of whole blocks: "thin" where one side is 4 or more, "square" where both are. Fitted to layers of
-# blocks 4x1 to 16x1, 1x4, and 4x4 to 16x16 on a machine that others kept busy: median errors of 13 to 26 %.
+# The same for layers of whole blocks: "square" where both sides are 4 or more, "tall" and "wide" where only the height or
+# the width is. Fitted to layers of blocks 4x1, 8x1, 16x1, 4x4, 8x8 and 16x16 on a machine that others kept busy (median
+# errors of 13 to 26 %); "wide" follows from csr's entry and a 4096 x 4096 layer of blocks 1x4 timed beside csr.
 BLOCKS = {
-    "avx512": {"linear": {"thin": Cost(85.0, 0, 2.25, 0.121), "square": Cost(85.0, 0, 1.64, 0.117)}},
-    "avx2": {"linear": {"thin": Cost(96.0, 0, 2.59, 0.193), "square": Cost(85.0, 0, 2.26, 0.173)}},
-    "scalar": {"linear": {"thin": Cost(93.0, 0, 2.92, 0.432), "square": Cost(105.0, 0, 2.03, 0.4)}},
+    "avx512": {
+        "linear": {
+            "tall": Cost(85.0, 0, 2.25, 0.121),
+            "wide": Cost(85.0, 0, 2.25, 0.167),
+            "square": Cost(85.0, 0, 1.64, 0.117),
+        }
+    },
+    "avx2": {
+        "linear": {
+            "tall": Cost(96.0, 0, 2.59, 0.193),
+            "wide": Cost(96.0, 0, 2.59, 0.366),
+            "square": Cost(85.0, 0, 2.26, 0.173),
+        }
+    },
+    "scalar": {
+        "linear": {
+            "tall": Cost(93.0, 0, 2.92, 0.432),
+            "wide": Cost(93.0, 0, 2.92, 0.77),
+            "square": Cost(105.0, 0, 2.03, 0.4),
+        }
+    },
 }
 
 
@@ -107,7 +126,7 @@ def block_cost(tier: str, kind: str, block: tuple[int, int]) -> Cost:
     """Of a layer whose kernels compute with blocks of this height and width."""
     if max(block) < 4:
         return SPARSE[tier][kind]
-    return BLOCKS[tier][kind]["square" if min(block) >= 4 else "thin"]
+    return BLOCKS[tier][kind]["square" if min(block) >= 4 else "tall" if block[0] >= 4 else "wide"]
 
 
 @dataclass(frozen=True)

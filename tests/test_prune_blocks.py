@@ -13,7 +13,7 @@ from nets import make_cnn, make_mlp
 from torch import nn
 
 import snipkern as sk
-from snipkern.engine import choose
+from snipkern.engine import SPARSE, Work, block_cost, choose
 from snipkern.nn import SparseLinear
 from snipkern.select_block import block_masks, has_room
 from snipkern.testing import random_block_mask, run_on, tiers
@@ -207,7 +207,8 @@ def test_bad_blocks_are_refused(batch, generator):
 
 
 @pytest.mark.parametrize("tier", [t for t in tiers() if t != "reference"])
-def test_auto_prefers_blocks_where_they_are_faster(tier):
+def test_auto_prefers_blocks_where_they_are_faster(tier, restore_threads):
+    torch.set_num_threads(1)
     layer = {
         "obstacle": None,
         "kind": "linear",
@@ -219,8 +220,12 @@ def test_auto_prefers_blocks_where_they_are_faster(tier):
         "device": torch.device("cpu"),
     }
     with run_on(tier):
-        assert choose("auto", **layer, block=(4, 1)).engine == "bsr"
-        assert choose("auto", **layer, block=(16, 16)).engine == "bsr"
+        for block in ((4, 1), (16, 16), (1, 4), (2, 2)):
+            work = Work.sparse(128, 4096, 4096, layer["kept"])
+            isa = tier.removeprefix("cpu-")
+            faster = block_cost(isa, "linear", block).microseconds(work) < SPARSE[isa]["linear"].microseconds(work)
+            assert choose("auto", **layer, block=block).engine == ("bsr" if faster else "csr")
+            assert faster or isa != "avx512" or block not in ((4, 1), (16, 16))
         assert choose("auto", **layer, block=None).engine == "csr"
         assert choose("csr", **layer, block=(4, 1)).engine == "csr"
         assert choose("auto", **{**layer, "kind": "conv"}, block=(4, 1)).engine in ("csr", "masked")
