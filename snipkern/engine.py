@@ -95,7 +95,7 @@ SPARSE = {
 
 
 # The same for layers of whole blocks: "square" where both sides are 4 or more, "tall" and "wide" where only the height
-# or the width is. Fitted on a machine that others kept busy (median errors of 13 to 26 %), square to 4x4, 8x8 and 16x16,
+# or the width is. Fitted on a machine that others kept busy (median errors of 13 to 26 %): square to 4x4, 8x8, 16x16,
 # tall to 4x1, 8x1, 16x1 and 1x4 together; the last column of "wide" is csr's entry times how much longer a 4096 x 4096
 # layer of blocks 1x4 took than csr.
 BLOCKS = {
