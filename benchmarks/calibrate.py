@@ -130,7 +130,7 @@ def parts(tiers: Sequence[str], quick: bool) -> list[Part]:
         for dtype in DTYPES:
             thorough = best and dtype == "float32"
             densities = (0.02, 0.05, 0.1, 0.2, 0.4) if thorough else (0.05, 0.2) if best else (0.1,)
-            blocks = ((4, 1), (1, 4), (16, 16), (4, 4)) if thorough else ((4, 1), (16, 16))
+            blocks = ((4, 1), (16, 1), (1, 4), (4, 4), (16, 16)) if thorough else ((4, 1), (1, 4), (16, 16))
             layers = QUICK_LAYERS if quick else [*FEW, *MANY] if thorough else FEW
             found.append(Part(tier, dtype, densities, blocks, best, layers))
     return found

@@ -108,7 +108,8 @@ class Work:
 def row(engine: str, layer: Workload, tier: str) -> str:
     """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own.
 
-    Blocks are "thin" where one side is 4 or more and "square" where both are; smaller ones compute like single weights.
+    Blocks are "square" where both sides are 4 or more, "tall" and "wide" where only the height or the width is; smaller
+    ones compute like single weights.
     """
     dtype = str(layer.dtype).removeprefix("torch.").replace("float64", "float32")
     if engine == "dense":
@@ -117,8 +118,8 @@ def row(engine: str, layer: Workload, tier: str) -> str:
         return f"guard {tier} {dtype}"
     if engine == "bsr":
         assert layer.block is not None
-        sharing = sum(side >= SHARING_SIDE for side in layer.block)
-        engine = ("csr", "bsr thin", "bsr square")[sharing]
+        tall, wide = (side >= SHARING_SIDE for side in layer.block)
+        engine = "bsr square" if tall and wide else "bsr tall" if tall else "bsr wide" if wide else "csr"
     return f"{engine} {tier} {dtype} {layer.kind}"
 
 

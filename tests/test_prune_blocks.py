@@ -218,7 +218,7 @@ def test_auto_prefers_blocks_where_they_are_faster(tier, monkeypatch):
     mask = Mask.full((1, 1))  # only a measurement would look at it
     monkeypatch.setattr(engine, "measure", lambda work, mask: Times(1.0, 1.1, 0.5))
     with run_on(tier):
-        for block in ((4, 1), (16, 16), (1, 2)):
+        for block in ((4, 1), (16, 16), (1, 4), (2, 2)):
             assert choose("auto", replace(layer, block=block), mask).engine in engine.SPARSE_ENGINES
         if tier == "cpu-avx512":  # where the lead is too large for any calibration to lose
             assert choose("auto", replace(layer, block=(16, 16)), mask).engine == "bsr"
