@@ -63,8 +63,8 @@ Contenders = dict[str, Callable[[], Any]]
 class Case:
     """One comparison. ``build`` makes its tensors when its turn comes, so that only one case's are alive.
 
-    ``effort`` is the share of the usual measuring time that each of its contenders gets. What is ``slow`` gets fewer samples and
-    one call to warm up.
+    ``effort`` is the share of the usual measuring time that each of its contenders gets. What is ``slow`` gets fewer
+    samples and one call to warm up.
     """
 
     group: str
