@@ -8,12 +8,14 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <atomic>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "bindings/checks.h"
 #include "cpu/dtype.h"
+#include "cpu/memory.h"
 #include "cpu/tasks.h"
 
 namespace snipkern {
@@ -39,20 +41,34 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Tasks are handed out one by one, so that a busy core takes fewer of them.
-inline void run_tasks(int64_t count, const std::function<void(int64_t)>& body) {
-  const int64_t threads = torch::stable::get_num_threads();
-  if (count <= 1 || threads <= 1) {
-    for (int64_t task = 0; task < count; ++task) body(task);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, count < threads ? count : threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t task = next++; task < count; task = next++) body(task);
-    }
-  });
+// A new tensor to be written whole.
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  Tensor output = torch::stable::new_empty(like, sizes);
+  prefer_huge_pages(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
+  return output;
 }
+
+// Torch's thread pool. Tasks are handed out one by one, so that a busy core takes fewer of them.
+class TorchTasks final : public TaskRunner {
+ public:
+  int64_t threads() const override { return torch::stable::get_num_threads(); }
+
+  void operator()(int64_t count, const std::function<void(int64_t)>& body) const override {
+    const int64_t workers = count < threads() ? count : threads();
+    if (workers <= 1) {
+      for (int64_t task = 0; task < count; ++task) body(task);
+      return;
+    }
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) {
+        for (int64_t task = next++; task < count; task = next++) body(task);
+      }
+    });
+  }
+};
+
+inline const TorchTasks run_tasks;
 
 // The five index arrays that a topology tensor packs (snipkern/topology.py).
 struct TopologyView {

@@ -20,8 +20,19 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__x86_64__)
+#  include <immintrin.h>
+#endif
+
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
+
+// Before a short loop over vectors: unrolled whole, so that they stay in registers.
+#if defined(__clang__)
+#  define SNIPKERN_UNROLL _Pragma("unroll")
+#else
+#  define SNIPKERN_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #define SNIPKERN_TIER scalar
 #define SNIPKERN_VECTOR_BYTES 16
