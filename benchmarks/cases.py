@@ -115,14 +115,14 @@ def _layer_cases(quick: bool) -> list[Case]:
         found.append(Case(group, shape.name, settings, subject, partial(build, shape, density), effort))
 
     for shape in layers:
-        add("layers", shape, layer_cases.SUBJECT, layer_cases.build, 0.6, DENSITY)
+        add("layers", shape, layer_cases.SUBJECT, layer_cases.build, 0.5, DENSITY)
     for shape in QUICK_LAYERS if quick else ACCEPTED_LAYERS:
         add("products", shape, "", layer_cases.build_products, 0.15, DENSITY)
     for shape in QUICK_LAYERS if quick else SWEPT:
         subject = layer_cases.sweep_name(DENSITY)
         add("density", shape, subject, layer_cases.build_sweep, 0.3, list(densities))
     for shape in QUICK_LAYERS if quick else SCALED:
-        add("threads", shape, f"{layer_cases.SUBJECT} 1", layer_cases.build_threads, 0.6, DENSITY)
+        add("threads", shape, f"{layer_cases.SUBJECT} 1", layer_cases.build_threads, 0.5, DENSITY)
     for shape in QUICK_LAYERS[:1] if quick else ANSWERING:
         add("latency", shape, layer_cases.SUBJECT, latency_cases.build_layer, 0.3, DENSITY)
     return found

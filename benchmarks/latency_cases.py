@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from layer_cases import NO_BLOCKS, SUBJECT
 from layers import BLOCKS, Block, Layer, Shape, block_name, blocks_supported
-from model_cases import HALF, TOLERANCE, difference, half, prune
+from model_cases import HALF, TOLERANCE, dense_model, difference, half, prune
 from models import Net
 from torch import Tensor, nn
 
@@ -76,12 +76,13 @@ def build_model(net: Net, batch: int, input: tuple[int, ...]) -> Built:
 @functools.lru_cache(maxsize=1)
 def _models(net: Net) -> tuple[dict[str, nn.Module], dict[str, Any], list[str]]:
     """The contenders for one net, whatever the batch, and the dense form of the pruned one ("masked")."""
-    dense, training, notes = net.make(), net.data(), []
-    pruned, handle = prune(net, dense, training)
+    notes: list[str] = []
+    dense, _ = dense_model(net)
+    pruned, handle = prune(net)
     form = {"memory_format": torch.channels_last} if net.image else {}
     models = {
         SUBJECT: pruned,
-        "torch": dense,
+        "torch": copy.deepcopy(dense),
         "bf16": copy.deepcopy(dense).to(HALF, **form),
         f"{SUBJECT} bf16": copy.deepcopy(pruned).to(HALF),
         "masked": sk.to_dense_(copy.deepcopy(pruned)),
@@ -89,7 +90,7 @@ def _models(net: Net) -> tuple[dict[str, nn.Module], dict[str, Any], list[str]]:
     if form:
         models["channels_last"] = copy.deepcopy(dense).to(**form)
     for block in _blocks(notes):
-        models[f"{SUBJECT} {block_name(block)}"] = prune(net, dense, training, block=block)[0]
+        models[f"{SUBJECT} {block_name(block)}"] = prune(net, block=block)[0]
     left = [layer.name for layer in handle.layers if layer.engine == "masked"]
     return models, {"kept": handle.kept, "left_dense": left}, notes
 

@@ -77,7 +77,7 @@ def build(shape: Shape, density: float) -> Built:
         makers[name] = (blocked, blocked.sparse)
         makers[f"{name} bf16"] = (blocked, narrow.sparse)
         facts["operations"][name] = shape.operations(blocked.mask)
-        facts["choices"] |= {name: chosen(blocked), f"{name} bf16": chosen(narrow)}
+        facts["choices"][name] = chosen(blocked)
     return _right_ones(makers, notes), facts, notes
 
 

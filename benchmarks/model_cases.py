@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ import snipkern as sk
 from snipkern import backends
 from snipkern.nn.masked import guards
 
-__all__ = ["SUBJECT", "Trained", "build", "difference", "memory", "prune"]
+__all__ = ["SUBJECT", "Trained", "build", "dense_model", "difference", "memory", "prune"]
 
 # So small that weights, and with them activations and gradients, stay what they were over any number of steps.
 RATE = 1e-6
@@ -82,17 +83,31 @@ def half(batch: Batch) -> Batch:
     return batch[0].to(HALF) if batch[0].is_floating_point() else batch[0], batch[1]
 
 
-def prune(net: Net, dense: nn.Module, batch: Batch, **options: Any) -> tuple[nn.Module, sk.Pruned]:
-    """A pruned copy of a dense model."""
-    model = copy.deepcopy(dense)
-    return model, sk.prune_(model, [batch], keep=net.keep, loss_fn=loss, **options)
+@functools.cache
+def dense_model(net: Net) -> tuple[nn.Module, Batch]:
+    """The untrained model and its batch, the same ones in every case; copy what is to be changed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return net.make(), net.data()
+
+
+def prune(net: Net, **options: Any) -> tuple[nn.Module, sk.Pruned]:
+    """A pruned copy of the model; ``dtype`` and what :func:`snipkern.prune_` takes can be chosen. Scored once."""
+    model, handle = _pruned(net, **options)
+    return copy.deepcopy(model), handle
+
+
+@functools.cache
+def _pruned(net: Net, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, sk.Pruned]:
+    dense, batch = dense_model(net)
+    model = copy.deepcopy(dense).to(dtype)
+    return model, sk.prune_(model, [half(batch) if dtype == HALF else batch], keep=net.keep, loss_fn=loss, **options)
 
 
 def _pair(net: Net, optimizer: str, engine: str) -> tuple[Trained, Trained, sk.Pruned]:
-    dense = net.make()
-    batch = net.data()
-    pruned, handle = prune(net, dense, batch, engine=engine)
-    return Trained(dense, optimizer, batch), Trained(pruned, optimizer, batch), handle
+    dense, batch = dense_model(net)
+    pruned, handle = prune(net, engine=engine)
+    return Trained(copy.deepcopy(dense), optimizer, batch), Trained(pruned, optimizer, batch), handle
 
 
 def difference(one: nn.Module, other: nn.Module, x: Tensor) -> float:
@@ -111,9 +126,10 @@ def build(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[
 
     Where auto left a layer of a small model dense, the same step with sparse kernels everywhere is timed too.
     """
-    dense, batch, notes = net.make(), net.data(), []
-    pruned, handle = prune(net, dense, batch)
-    trained = {SUBJECT: Trained(pruned, optimizer, batch), "torch": Trained(dense, optimizer, batch)}
+    notes: list[str] = []
+    dense, batch = dense_model(net)
+    pruned, handle = prune(net)
+    trained = {SUBJECT: Trained(pruned, optimizer, batch), "torch": Trained(copy.deepcopy(dense), optimizer, batch)}
     first = optimizer == net.optimizers[0]  # the others show what the optimiser changes, not every contender again
     if first and not (net.image and not net.large):  # LeNets: no dense form is faster than the default
         fastest = "channels_last" if net.image else "tuned"
@@ -121,12 +137,11 @@ def build(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[
         trained[fastest] = Trained(tune_(copy.deepcopy(dense)), optimizer, tuned)
         trained["bf16"] = Trained(_laid_out(copy.deepcopy(dense).to(HALF)), optimizer, half(tuned))
         trained["autocast"] = Trained(_laid_out(copy.deepcopy(dense)), optimizer, tuned, autocast=True)
-        narrow, _ = prune(net, copy.deepcopy(dense).to(HALF), half(batch))
-        trained[f"{SUBJECT} bf16"] = Trained(narrow, optimizer, half(batch))
+        trained[f"{SUBJECT} bf16"] = Trained(prune(net, dtype=HALF)[0], optimizer, half(batch))
     if first and (net.large or not net.image):
-        _add_blocks(trained, net, dense, batch, optimizer, notes)
+        _add_blocks(trained, net, batch, optimizer, notes)
     if not net.large and any(layer.engine != "csr" for layer in handle.layers):
-        trained["all csr"] = Trained(prune(net, dense, batch, engine="csr")[0], optimizer, batch)
+        trained["all csr"] = Trained(prune(net, engine="csr")[0], optimizer, batch)
     masked = sk.to_dense_(copy.deepcopy(pruned))
     off = difference(pruned, masked, batch[0])
     if not off <= TOLERANCE:
@@ -150,15 +165,12 @@ def _laid_out(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _add_blocks(
-    trained: dict[str, Trained], net: Net, dense: nn.Module, batch: Batch, optimizer: str, notes: list[str]
-) -> None:
+def _add_blocks(trained: dict[str, Trained], net: Net, batch: Batch, optimizer: str, notes: list[str]) -> None:
     if not blocks_supported():
         notes.append(NO_BLOCKS)
         return
     for block in BLOCKS:
-        model, _ = prune(net, dense, batch, block=block)
-        trained[f"{SUBJECT} {block_name(block)}"] = Trained(model, optimizer, batch)
+        trained[f"{SUBJECT} {block_name(block)}"] = Trained(prune(net, block=block)[0], optimizer, batch)
 
 
 def _add_sparseprop(

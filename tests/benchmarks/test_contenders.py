@@ -158,7 +158,7 @@ def test_shares_add_up_to_the_step():
     found = shares.time_shares(trained.step, trained.optimizer)
     assert found.keys() == {shares.PRODUCTS, shares.OPTIMIZER, shares.REST}
     assert min(found.values()) > 0
-    pruned, _ = model_cases.prune(net, net.make(), net.data(), engine="csr")
+    pruned, _ = model_cases.prune(net, engine="csr")
     counted: list[str] = []
 
     class Spy(shares.ProductClock):
@@ -202,8 +202,17 @@ def test_buffers_fit_their_caches(monkeypatch):
     assert limits._buffers(3, quick=False)["memory"] == 100_000
 
 
-def test_pruned_models_for_inference_are_the_trained_ones():
+def test_models_are_pruned_once_and_handed_out_as_copies():
     net = models.QUICK_NETS[3]
-    model, handle = model_cases.prune(net, net.make(), net.data())
-    assert handle.kept == round(net.keep * sum(mask.numel for mask in handle.masks.values()))
-    assert model_cases.difference(model, sk.to_dense_(copy.deepcopy(model)), net.data()[0]) < 1e-5
+    dense_net, batch = model_cases.dense_model(net)
+    before = copy.deepcopy(dense_net)
+    (one, handle), (other, again) = (model_cases.prune(net, engine="csr") for _ in range(2))
+    assert handle is again and handle.kept == round(net.keep * sum(mask.numel for mask in handle.masks.values()))
+    assert model_cases.difference(one, sk.to_dense_(copy.deepcopy(one)), batch[0]) < 1e-5
+    model_cases.Trained(one, "sgd", batch).step()
+    with torch.no_grad():
+        one.head.weight_values.add_(1.0)
+    assert model_cases.difference(one, other, batch[0]) > 1e-3
+    assert model_cases.difference(dense_net, before, batch[0]) == 0
+    half, _ = model_cases.prune(net, dtype=torch.bfloat16, engine="csr")
+    assert half.head.weight_values.dtype == torch.bfloat16
