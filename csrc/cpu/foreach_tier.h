@@ -21,7 +21,7 @@
 #include <utility>
 
 #if defined(__x86_64__)
-#  include <immintrin.h>
+#  include <immintrin.h>  // whose functions carry their own targets
 #endif
 
 #include "cpu/dtype.h"

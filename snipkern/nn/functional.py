@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snipkern.ops.eager import differentiable
 from snipkern.topology import Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
+
+spmm_csr = differentiable("spmm_csr")
+conv2d_csr = differentiable("conv2d_csr")
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology) -> Tensor:
@@ -30,9 +33,9 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
     rows, cols = topology.rows, topology.cols
     if x.shape[-1:] != (cols,):
         raise ValueError(f"sparse_linear: x must be [..., {cols}] (got {list(x.shape)})")
-    flat = x.reshape(-1, cols)
-    y = torch.ops.snipkern.spmm_csr(flat, values, bias, topology.on(x.device), rows, cols, False)
-    return y.reshape(*x.shape[:-1], rows)
+    flat = x if x.dim() == 2 else x.reshape(-1, cols)
+    y = spmm_csr(flat, values, bias, topology.on(x.device), rows, cols, False)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
 
 
 def sparse_conv2d(
@@ -65,9 +68,7 @@ def sparse_conv2d(
             f" (got {list(x.shape)})"
         )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y = torch.ops.snipkern.conv2d_csr(
-        batched, values, bias, topology.on(x.device), shape, list(stride), list(padding), list(dilation)
-    )
+    y = conv2d_csr(batched, values, bias, topology.on(x.device), shape, list(stride), list(padding), list(dilation))
     return y if x.dim() == 4 else y.squeeze(0)
 
 
