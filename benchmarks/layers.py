@@ -95,11 +95,11 @@ class Shape:
 
 
 def random_mask(shape: torch.Size, density: float, block: Block | None) -> Mask:
-    """Weights, or whole blocks of the weight seen as ``[shape[0], everything else]``, kept at random."""
-    if block is None:
-        return Mask.from_dense(torch.rand(shape) < density)
+    """Weights, or whole blocks of the weight seen as ``[shape[0], everything else]``, kept at random; at least one."""
+    block = block or (1, 1)
     rows, cols = shape[0], shape[1:].numel()
-    kept = torch.rand(-(-rows // block[0]), -(-cols // block[1])) < density
+    scores = torch.rand(-(-rows // block[0]), -(-cols // block[1]))
+    kept = scores <= max(density, float(scores.min()))
     whole = kept.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return Mask.from_dense(whole[:rows, :cols].reshape(shape))
 
