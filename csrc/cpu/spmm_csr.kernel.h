@@ -79,10 +79,6 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   return ordered;
 }
 
-// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
-// waits for another.
-inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
-
 inline double multiply_work(const SpmmCsr& call) {
   return static_cast<double>(call.batch) * (call.ptr[call.outputs] + 16.0 * call.outputs);
 }

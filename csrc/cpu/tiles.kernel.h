@@ -80,11 +80,17 @@ struct Tiling {
     return count;
   }
 
+  int vectors(int64_t tile) const { return lines(tile) * kLineVectors<S>; }
+
   // Elements of a full tile, before a tile, and of the whole packed batch.
   int64_t tile_size(int64_t features) const { return width * kLineElements * features; }
   int64_t offset(int64_t tile, int64_t features) const { return tile * tile_size(features); }
   int64_t size(int64_t features) const { return offset(tiles(), features); }
 };
+
+// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
+// waits for another.
+inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
 
 // Calls body with the number of lines as a constant: one instance per width that a tile of S can have.
 template <typename S, typename Body>
@@ -116,28 +122,24 @@ inline __attribute__((always_inline)) void load_rows(const T* x, int64_t feature
   }
 }
 
-template <typename T>
+template <typename S, typename T>
 inline __attribute__((always_inline)) void load_transposed(const T* x, int64_t features, int64_t tall, int wide,
                                                            Vec<accumulator_t<T>>* rows) {
   load_rows(x, features, tall, wide, rows);
+  if constexpr (std::is_same_v<S, Pair>) {
+    constexpr int kN = kLanes<float>;
+    typedef Vec<uint32_t> Bits;
+    Vec<float> second[kN];
+    load_rows(x + kN * features, features, tall - kN, wide, second);
+    SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) rows[i] = (Vec<float>)(((Bits)rows[i] >> 16) | (Bits)second[i]);
+  }
   transpose<accumulator_t<T>>(rows);
 }
 
-inline __attribute__((always_inline)) void load_transposed(const BFloat16* x, int64_t features, int64_t tall, int wide,
-                                                           Vec<float>* rows) {
-  constexpr int kN = kLanes<float>;
-  typedef Vec<uint32_t> Bits;
-  Vec<float> second[kN];
-  load_rows(x, features, tall, wide, rows);
-  load_rows(x + kN * features, features, tall - kN, wide, second);
-  SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) rows[i] = (Vec<float>)(((Bits)rows[i] >> 16) | (Bits)second[i]);
-  transpose<float>(rows);
-}
-
 // Packs features [begin, end) of one tile of x [batch, features] to [feature][lines]; missing samples become zeros.
-template <typename T>
-void pack_tile(const T* x, const Tiling<tile_t<T>>& tiling, int64_t features, int64_t tile, int64_t begin, int64_t end,
-               tile_t<T>* packed) {
+template <typename T, typename S>
+void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t tile, int64_t begin, int64_t end,
+               S* packed) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t lines = tiling.lines(tile);
@@ -147,7 +149,7 @@ void pack_tile(const T* x, const Tiling<tile_t<T>>& tiling, int64_t features, in
       const int64_t sample = tile * tiling.samples() + line * tiling.kLineSamples;
       A* to = reinterpret_cast<A*>(packed) + (feature * lines + line) * kN;
       Vec<A> rows[kN];
-      load_transposed(x + sample * features + feature, features, tiling.batch - sample, wide, rows);
+      load_transposed<S>(x + sample * features + feature, features, tiling.batch - sample, wide, rows);
       if (wide == kN) {
         SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) store(to + i * lines * kN, rows[i]);
       } else {
@@ -158,8 +160,8 @@ void pack_tile(const T* x, const Tiling<tile_t<T>>& tiling, int64_t features, in
 }
 
 // Packs a whole batch.
-template <typename T>
-void pack(const T* x, const Tiling<tile_t<T>>& tiling, int64_t features, tile_t<T>* packed, const TaskRunner& run) {
+template <typename T, typename S>
+void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, const TaskRunner& run) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   const int64_t tiles = tiling.tiles();
   if (tiles == 0) return;
