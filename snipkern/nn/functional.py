@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snipkern.ops.eager import differentiable
-from snipkern.topology import Topology
+from snipkern.topology import BlockTopology, Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
 
 spmm_csr = differentiable("spmm_csr")
+spmm_bsr = differentiable("spmm_bsr")
 conv2d_csr = differentiable("conv2d_csr")
 
 
@@ -23,7 +24,7 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
         x: ``[..., in_features]``; float32, float64, float16 or bfloat16.
         values: ``[kept]``, of x's dtype: the kept weights in row-major order.
         bias: ``[out_features]`` or None.
-        topology: Of the weight ``[out_features, in_features]``.
+        topology: Of the weight ``[out_features, in_features]``; a ``BlockTopology`` computes with whole blocks.
 
     Returns:
         ``[..., out_features]``; differentiable any number of times in x, values and bias.
@@ -34,7 +35,11 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
     if x.shape[-1:] != (cols,):
         raise ValueError(f"sparse_linear: x must be [..., {cols}] (got {list(x.shape)})")
     flat = x if x.dim() == 2 else x.reshape(-1, cols)
-    y = spmm_csr(flat, values, bias, topology.on(x.device), rows, cols, False)
+    index = topology.on(x.device)
+    if isinstance(topology, BlockTopology):
+        y = spmm_bsr(flat, values, bias, index, rows, cols, *topology.block, False)
+    else:
+        y = spmm_csr(flat, values, bias, index, rows, cols, False)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
 
 
