@@ -7,7 +7,7 @@ namespace SNIPKERN_TIER {
 namespace {
 
 // Slab offsets of row lists: [nnz] in kIndices.
-inline const int32_t* row_offsets(const ConvPlan& plan, const int32_t* index, int64_t nnz, const TaskRunner& run) {
+inline const int32_t* row_offsets(const ConvPlan& plan, const IndexList& index, int64_t nnz, const TaskRunner& run) {
   int32_t* offsets = scratch<int32_t>(Slot::kIndices, nnz);
   const int64_t parts = task_count(4.0 * nnz, 64);
   run(parts, [&](int64_t part) {

@@ -156,7 +156,7 @@ void ConvPlan::place_taps(const int64_t* kernel) {
   by_phase = by_phase_.data();
 }
 
-void ConvPlan::place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const {
+void ConvPlan::place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const {
   // Columns divide by the number of taps: by multiplication with a rounded-up 2^64 / taps, exact for
   // 32-bit numbers (Lemire, Kaser, Kurz, "Faster remainder by direct computation", 2019).
   const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;

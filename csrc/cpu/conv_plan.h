@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/index_list.h"
+
 namespace snipkern {
 
 // Pairs are height, width.
@@ -65,7 +67,7 @@ struct ConvPlan {
   ConvBand band_at(int64_t number) const;
 
   // Slab offsets of entries [begin, end) of row lists, from their columns.
-  void place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const;
+  void place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const;
 
   // Where a band's source goes: map[r * width + c] is the slab vector of entry (r, c) of the band's
   // source region, or -1; `zeros` are the slab vectors that padding fills. Both within a channel.
