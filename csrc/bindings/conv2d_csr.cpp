@@ -76,6 +76,13 @@ void require_values(const char* op, const Tensor& values, const Tensor& like, co
   require_like(op, "values", values, like, like_name);
 }
 
+// Images of tens of MB would cost a page fault for every 4 KiB.
+Tensor new_output(const Tensor& like, const Ints& sizes) {
+  Tensor output = torch::stable::new_empty(like, sizes);
+  prefer_huge_pages(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
+  return output;
+}
+
 TopologyView topology_view(const char* op, const Tensor& topology, int64_t nnz, const Conv2dShape& shape) {
   return TopologyView(op, topology, nnz, shape.out_channels, shape.in_channels * shape.kernel[0] * shape.kernel[1]);
 }
@@ -90,7 +97,7 @@ Tensor conv2d_csr_cpu(const Tensor& x, const Tensor& values, const std::optional
   const TopologyView view = topology_view(kOp, topology, values.numel(), shape);
   const Tensor images = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
-  Tensor y = torch::stable::new_empty(x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]});
+  Tensor y = new_output(x, {shape.batch, shape.out_channels, shape.out_size[0], shape.out_size[1]});
   Conv2dCsr call{};
   call.dtype = kernel_dtype(kOp, x);
   call.shape = shape;
@@ -115,7 +122,7 @@ Tensor conv2d_csr_input_grad_cpu(const Tensor& grad, const Tensor& values, const
   require_values(kOp, values, grad, "grad");
   const TopologyView view = topology_view(kOp, topology, values.numel(), shape);
   const Tensor gradients = as_contiguous(grad), kept = as_contiguous(values);
-  Tensor grad_x = torch::stable::new_empty(grad, {batch, shape.in_channels, size[0], size[1]});
+  Tensor grad_x = new_output(grad, {batch, shape.in_channels, size[0], size[1]});
   Conv2dCsrInputGrad call{};
   call.dtype = kernel_dtype(kOp, grad);
   call.shape = shape;

@@ -13,6 +13,14 @@ constexpr int64_t kSlabBytes = 1 << 20;
 // Fewer positions than this per write-back leave partial vectors at its end too often.
 constexpr int64_t kStripPositions = 48;
 
+// Rough cycles, which decide how positions are cut into patches.
+struct Cycles {
+  double pack = 4, unpack = 5;      // per vector
+  double load = 1.5, far_load = 3;  // per product, of a slab within its limit and beyond
+  double weight = 3;                // per weight and tile
+};
+constexpr Cycles kCycles;
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 // Division towards minus infinity.
@@ -66,8 +74,10 @@ ConvPlan::Axis ConvPlan::input_grad_axis(const Conv2dShape& shape, int axis) {
   return result;
 }
 
-ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector_bytes, int tile_limit) {
+ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int64_t kept, const ConvVectors& vectors)
+    : vectors_(vectors) {
   const bool forward = direction == ConvDirection::kForward;
+  batch = shape.batch;
   source_channels = forward ? shape.in_channels : shape.out_channels;
   out_channels = forward ? shape.out_channels : shape.in_channels;
   for (int axis = 0; axis < 2; ++axis) {
@@ -76,62 +86,71 @@ ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector
     phases[axis] = forward ? 1 : shape.stride[axis];
     positions[axis] = divide_up(out_size[axis], phases[axis]);
     axes_[axis] = forward ? forward_axis(shape, axis) : input_grad_axis(shape, axis);
+    step[axis] = axes_[axis].step;
   }
-  const int lanes = vector_bytes / static_cast<int>(sizeof(float));
-  choose_tile(tile_limit, lanes);
-  choose_bands(kSlabBytes / vector_bytes, lanes);
+  choose_patch(kept);
+  for (int axis = 0; axis < 2; ++axis) grid[axis] = divide_up(positions[axis], patch[axis]);
+  units = divide_up(batch * grid[0] * grid[1], vectors_.lanes);
+  row_stride = axes_[1].entries(patch[1]);
+  channel_stride = axes_[0].entries(patch[0]) * row_stride | 1;
+  if (slab_vectors() > std::numeric_limits<int32_t>::max()) {
+    throw std::length_error("conv2d: one register tile's inputs exceed 2^31 vectors");
+  }
   place_taps(shape.kernel);
+  place_region();
 }
 
 ConvPlan::~ConvPlan() = default;
 
-void ConvPlan::choose_tile(int tile_limit, int lanes) {
-  tile[1] = divide_up(positions[1], divide_up(positions[1], tile_limit));
-  tile[0] = 1;
-  while (tile[0] * 2 * tile[1] <= tile_limit && tile[0] * 2 <= positions[0]) tile[0] *= 2;
-  strip = tile[0];
-  const int64_t width = positions[1] * phases[1];
-  if (strip * width % lanes != 0) strip = round_up(divide_up(kStripPositions, width), tile[0]);
+ConvTile ConvPlan::tile(int64_t strip_channels) const {
+  const int64_t limit = std::max<int64_t>(1, vectors_.tile_limit / strip_channels);
+  ConvTile result{1, divide_up(patch[1], divide_up(patch[1], limit))};
+  while (result.rows * 2 * result.cols <= limit && result.rows * 2 <= patch[0]) result.rows *= 2;
+  return result;
 }
 
-// The cut that packs the fewest entries, halos of neighbouring bands included, among those whose
-// slab is within the limit; the smallest possible one where none is.
-void ConvPlan::choose_bands(int64_t slab_limit, int lanes) {
-  int64_t least = std::numeric_limits<int64_t>::max();
-  const int64_t sections = static_cast<int64_t>(axes_[0].sections.size());
-  const int64_t shifts = axes_[0].entries(0);
-  band[0] = tile[0];
-  band[1] = tile[1];
-  for (int64_t chunks = 1, last = 0; last != tile[1]; ++chunks) {
-    const int64_t cols = round_up(divide_up(positions[1], chunks), tile[1]);
-    if (cols == last) continue;
-    last = cols;
-    const int64_t width = axes_[1].entries(cols);
-    const int64_t fitting = (slab_limit / source_channels / width - shifts) / sections / tile[0] * tile[0];
-    if (fitting < tile[0]) continue;
-    const int64_t bands_down = divide_up(positions[0], fitting);
-    const int64_t rows = round_up(divide_up(positions[0], bands_down), tile[0]);
-    // A cut across rows moves each row by itself, in whole vectors that begin on a new cache line.
-    const int64_t moved = cols < positions[1] ? round_up(width, lanes) + 2 * lanes : width;
-    const int64_t packed = bands_down * axes_[0].entries(rows) * divide_up(positions[1], cols) * moved;
-    if (packed < least) {
-      least = packed;
-      band[0] = rows;
-      band[1] = cols;
-    }
-  }
-  for (int axis = 0; axis < 2; ++axis) bands[axis] = divide_up(positions[axis], band[axis]);
-  strip = std::min(strip, band[0]);
-  row_stride = axes_[1].entries(band[1]);
-  channel_stride = axes_[0].entries(band[0]) * row_stride | 1;
-  if (slab_vectors() > std::numeric_limits<int32_t>::max()) {
-    throw std::length_error("conv2d_csr: one register tile's inputs exceed 2^31 vectors");
-  }
+int64_t ConvPlan::strip_rows(const ConvTile& tile) const {
+  const int64_t width = patch[1] * phases[1];
+  int64_t rows = tile.rows;
+  if (rows * width % vectors_.lanes != 0) rows = round_up(divide_up(kStripPositions, width), rows);
+  return std::min(rows, patch[0]);
+}
 
-  for (int64_t i = 0; i < band_count(); ++i) {
-    const ConvBand at = band_at(i);
-    largest_source_ =
-        std::max(largest_source_, (at.source_end[0] - at.source_begin[0]) * (at.source_end[1] - at.source_begin[1]));
+// Cycles of a unit of patches of rows x cols positions.
+double ConvPlan::unit_cost(int64_t rows, int64_t cols, int64_t kept) const {
+  const int64_t limit = vectors_.tile_limit, lanes = vectors_.lanes;
+  const int64_t down = axes_[0].entries(rows), across = axes_[1].entries(cols);
+  const double slab = static_cast<double>(source_channels * down * across);
+  // Patches as wide as the image are moved as one run, others row by row in whole vectors.
+  const bool whole_rows = cols == positions[1];
+  const double packed = slab / across * (whole_rows ? across : round_up(across, lanes) + lanes);
+  const double unpacked = static_cast<double>(out_channels * rows * phases[0]) *
+                          (whole_rows ? out_size[1] : round_up(cols * phases[1], lanes));
+  const int64_t tile_cols = divide_up(cols, divide_up(cols, limit));
+  const double tiles = static_cast<double>(divide_up(rows * divide_up(cols, tile_cols) * tile_cols, limit));
+  const double load = slab * vectors_.bytes <= kSlabBytes ? kCycles.load : kCycles.far_load;
+  return kCycles.pack * packed + kCycles.unpack * unpacked +
+         static_cast<double>(kept) * (load * static_cast<double>(rows * cols) + kCycles.weight * tiles);
+}
+
+// The cut that costs the least: small patches waste no lanes and leave the slab in cache, large ones have smaller halos
+// and more products per weight.
+void ConvPlan::choose_patch(int64_t kept) {
+  // Of the patches that cut an axis into equally many parts the smallest; the next part count that makes it smaller.
+  const auto next_smaller = [](int64_t size, int64_t part) {
+    return part == 1 ? 0 : divide_up(size, divide_up(size, part - 1));
+  };
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t rows = positions[0]; rows > 0; rows = next_smaller(positions[0], rows)) {
+    for (int64_t cols = positions[1]; cols > 0; cols = next_smaller(positions[1], cols)) {
+      const int64_t patches = divide_up(positions[0], rows) * divide_up(positions[1], cols);
+      const double cost = static_cast<double>(divide_up(batch * patches, vectors_.lanes)) * unit_cost(rows, cols, kept);
+      if (cost < least) {
+        least = cost;
+        patch[0] = rows;
+        patch[1] = cols;
+      }
+    }
   }
 }
 
@@ -141,7 +160,7 @@ void ConvPlan::place_taps(const int64_t* kernel) {
       int64_t at[2];
       const int64_t index[2] = {row, col};
       for (int i = 0; i < 2; ++i) {
-        at[i] = axes_[i].section_begin(axes_[i].tap_section[index[i]], band[i]) + axes_[i].tap_shift[index[i]];
+        at[i] = axes_[i].section_begin(axes_[i].tap_section[index[i]], patch[i]) + axes_[i].tap_shift[index[i]];
       }
       offset_.push_back(static_cast<int32_t>(at[0] * row_stride + at[1]));
       phase_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
@@ -168,55 +187,56 @@ void ConvPlan::place(const int32_t* columns, int64_t begin, int64_t end, int32_t
   }
 }
 
-void ConvPlan::source_range(int axis, int64_t begin, int64_t end, int64_t* source_begin, int64_t* source_end) const {
-  const Axis& along = axes_[axis];
-  int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
-  for (const Section& section : along.sections) {
-    low = std::min(low, section.first + begin * along.step);
-    high = std::max(high, section.first + (end - 1 + section.shifts) * along.step + 1);
-  }
-  *source_begin = std::clamp<int64_t>(low, 0, source_size[axis]);
-  *source_end = std::clamp<int64_t>(high, *source_begin, source_size[axis]);
-}
-
-ConvBand ConvPlan::band_at(int64_t number) const {
-  ConvBand result;
-  const int64_t at[2] = {number / bands[1], number % bands[1]};
+ConvPatch ConvPlan::patch_at(int64_t unit, int lane) const {
+  const int64_t number = unit * vectors_.lanes + lane, in_sample = number % (grid[0] * grid[1]);
+  ConvPatch result{number / (grid[0] * grid[1]), {}, {}};
+  const int64_t at[2] = {in_sample / grid[1], in_sample % grid[1]};
   for (int axis = 0; axis < 2; ++axis) {
-    result.begin[axis] = at[axis] * band[axis];
-    result.end[axis] = std::min(positions[axis], result.begin[axis] + band[axis]);
-    source_range(axis, result.begin[axis], result.end[axis], &result.source_begin[axis], &result.source_end[axis]);
+    result.begin[axis] = at[axis] * patch[axis];
+    result.end[axis] = std::min(positions[axis], result.begin[axis] + patch[axis]);
+    if (result.sample >= batch) result.end[axis] = result.begin[axis];
   }
   return result;
 }
 
-int64_t ConvPlan::map_band(const ConvBand& at, int32_t* map, int32_t* zeros) const {
-  const int64_t width = at.source_end[1] - at.source_begin[1];
-  std::fill(map, map + (at.source_end[0] - at.source_begin[0]) * width, -1);
-  int64_t zero_count = 0;
+void ConvPlan::place_region() {
+  for (int axis = 0; axis < 2; ++axis) {
+    const Axis& along = axes_[axis];
+    int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
+    for (const Section& section : along.sections) {
+      low = std::min(low, section.first);
+      high = std::max(high, section.first + (patch[axis] - 1 + section.shifts) * along.step + 1);
+    }
+    if (grid[axis] == 1) {
+      low = std::clamp<int64_t>(low, 0, source_size[axis]);
+      high = std::clamp<int64_t>(high, low, source_size[axis]);
+    }
+    region_begin[axis] = low;
+    region[axis] = high - low;
+  }
+  map_.assign(region[0] * region[1], -1);
   int64_t slab_row = 0;
   for (const Section& down : axes_[0].sections) {
-    const int64_t row_count = at.end[0] - at.begin[0] + down.shifts;
-    for (int64_t r = 0; r < row_count; ++r) {
-      const int64_t row = down.first + (at.begin[0] + r) * axes_[0].step - at.source_begin[0];
-      const bool row_inside = row >= 0 && row < at.source_end[0] - at.source_begin[0];
+    for (int64_t r = 0; r < patch[0] + down.shifts; ++r) {
+      const int64_t row = down.first + r * axes_[0].step - region_begin[0];
       int64_t slab = (slab_row + r) * row_stride;
       for (const Section& across : axes_[1].sections) {
-        const int64_t col_count = at.end[1] - at.begin[1] + across.shifts;
-        int64_t col = across.first + at.begin[1] * axes_[1].step - at.source_begin[1];
-        for (int64_t c = 0; c < col_count; ++c, col += axes_[1].step) {
-          if (row_inside && col >= 0 && col < width) {
-            map[row * width + col] = static_cast<int32_t>(slab + c);
+        for (int64_t c = 0; c < patch[1] + across.shifts; ++c) {
+          const int64_t col = across.first + c * axes_[1].step - region_begin[1];
+          if (row >= 0 && row < region[0] && col >= 0 && col < region[1]) {
+            map_[row * region[1] + col] = static_cast<int32_t>(slab + c);
           } else {
-            zeros[zero_count++] = static_cast<int32_t>(slab + c);
+            zeros_.push_back(static_cast<int32_t>(slab + c));
           }
         }
-        slab += band[1] + across.shifts;
+        slab += patch[1] + across.shifts;
       }
     }
-    slab_row += band[0] + down.shifts;
+    slab_row += patch[0] + down.shifts;
   }
-  return zero_count;
+  map = map_.data();
+  zeros = zeros_.data();
+  zero_count = static_cast<int64_t>(zeros_.size());
 }
 
 }  // namespace snipkern

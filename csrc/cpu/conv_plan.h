@@ -1,5 +1,4 @@
-// How a sparse 2-D convolution is cut up: bands of output positions whose inputs, packed into a
-// slab, stay in a core's L2. Plain arithmetic on sizes, shared by the three ops and all ISA tiers.
+// How a sparse 2-D convolution is cut up. Plain arithmetic on sizes, shared by all ops and ISA tiers.
 //
 // Forward and input gradient are the same walk, "every output position sums its taps of a source":
 //   forward         out = y,  source = x;   position i of an axis is y[i] and its tap k reads
@@ -7,8 +6,13 @@
 //   input gradient  out = dx, source = dy;  dx splits into `stride` phases; position i of phase a is
 //                   dx[i * stride + a], and only the taps that divide evenly reach it: they read
 //                   dy[i + (a + padding - k * dilation) / stride]
-// The slab stores a source axis in sections, such that tap k of position i is at i + constant of its
-// section: neighbouring positions are neighbours in memory whatever the stride.
+//
+// Positions are cut into patches, all of one size. A unit of work is as many patches, of one sample or of several, as a
+// vector has lanes: what they read, halos included, is packed into a slab whose entries are vectors of one element of
+// each patch, and stays in a core's L2. So a weight is one broadcast and one aligned load and FMA per position of a
+// patch, whatever the batch and the size of the images.
+// The slab stores a source axis in sections, such that tap k of position i is at i + constant of its section:
+// neighbouring positions are neighbours in memory whatever the stride.
 #pragma once
 
 #include <cstdint>
@@ -24,27 +28,37 @@ struct Conv2dShape {
 
 enum class ConvDirection { kForward, kInputGrad };
 
-// Output positions [begin, end) of phase 0 and the source entries that they and the other phases read.
-struct ConvBand {
-  int64_t begin[2], end[2];
-  int64_t source_begin[2], source_end[2];
+// What the cut depends on besides the shape.
+struct ConvVectors {
+  int lanes;
+  int bytes;
+  int tile_limit;  // most positions of a register tile times channels of a strip
+};
+
+// One lane of a unit: positions [begin, end) of phase 0 of a sample; none where `end` is `begin`.
+struct ConvPatch {
+  int64_t sample, begin[2], end[2];
+};
+
+// A register tile of positions; the rows are a power of two.
+struct ConvTile {
+  int64_t rows, cols;
 };
 
 struct ConvPlan {
-  // `tile_limit` is the most positions that one register tile holds; a slab entry is a vector.
-  ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector_bytes, int tile_limit);
+  // `kept` weights; the plan, and so the order of sums of a weight gradient, depends on sizes only.
+  ConvPlan(const Conv2dShape& shape, ConvDirection direction, int64_t kept, const ConvVectors& vectors);
   ~ConvPlan();  // out of line: kernels must not instantiate the vectors' code for their tier
   ConvPlan(const ConvPlan&) = delete;
   ConvPlan& operator=(const ConvPlan&) = delete;
 
-  int64_t source_channels, out_channels;
+  int64_t batch, source_channels, out_channels;
   int64_t source_size[2], out_size[2];
   int64_t phases[2];        // output entries between two positions
   int64_t positions[2];     // of phase 0, the longest
-  int64_t tile[2];          // register tile; the rows are a power of two
-  int64_t band[2];          // positions of a full band
-  int64_t bands[2];         // bands along each axis
-  int64_t strip;            // rows of positions that are computed before they are written back
+  int64_t patch[2];         // positions of a patch
+  int64_t grid[2];          // patches of a sample
+  int64_t units;            // vectors of patches
   int64_t row_stride;       // slab vectors
   int64_t channel_stride;   // slab vectors; odd, so that channels do not share cache sets
   int64_t taps;             // kernel height * width
@@ -52,25 +66,29 @@ struct ConvPlan {
   const int32_t* phase;     // [taps]: phase (row phase * phases[1] + column phase) that a tap reaches
   const int32_t* by_phase;  // [taps]: taps sorted by phase
 
+  // What a patch reads of a source channel: a region of source entries, the first at `region_begin` from the entry
+  // patch.begin * step. Where an axis is not cut it is clipped to the source.
+  int64_t region_begin[2], region[2], step[2];
+  const int32_t* map;    // [region]: slab vector of each entry, within a channel, or -1
+  const int32_t* zeros;  // [zero_count]: slab vectors that no entry fills
+  int64_t zero_count;
+
   int64_t slab_vectors() const { return source_channels * channel_stride; }
   int64_t phase_count() const { return phases[0] * phases[1]; }
-  int64_t band_count() const { return bands[0] * bands[1]; }
-  int64_t strip_vectors() const { return strip * phases[0] * band[1] * phases[1]; }
-  // Positions of one phase below `end`, a position of phase 0.
-  int64_t phase_end(int axis, int64_t phase_of_axis, int64_t end) const {
-    const int64_t count = (out_size[axis] - phase_of_axis + phases[axis] - 1) / phases[axis];
-    return end < count ? end : count;
+  // Width of a patch in output entries.
+  int64_t out_width() const { return grid[1] == 1 ? out_size[1] : patch[1] * phases[1]; }
+  // Columns of a patch at a column phase.
+  int64_t phase_cols(int64_t across) const {
+    return grid[1] > 1 ? patch[1] : (out_size[1] - across + phases[1] - 1) / phases[1];
   }
 
-  ConvBand band_at(int64_t number) const;
+  ConvPatch patch_at(int64_t unit, int lane) const;
+  ConvTile tile(int64_t strip_channels) const;
+  // Rows of positions that are computed before they are written back.
+  int64_t strip_rows(const ConvTile& tile) const;
 
-  // Slab offsets of entries [begin, end) of row lists, from their columns.
+  // Slab offsets of columns [begin, end) of the weight's view.
   void place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const;
-
-  // Where a band's source goes: map[r * width + c] is the slab vector of entry (r, c) of the band's
-  // source region, or -1; `zeros` are the slab vectors that padding fills. Both within a channel.
-  int64_t map_entries() const { return channel_stride + largest_source_; }
-  int64_t map_band(const ConvBand& band, int32_t* map, int32_t* zeros) const;  // number of zeros
 
  private:
   struct Section {
@@ -86,14 +104,14 @@ struct ConvPlan {
   };
   static Axis forward_axis(const Conv2dShape& shape, int axis);
   static Axis input_grad_axis(const Conv2dShape& shape, int axis);
-  void choose_tile(int tile_limit, int lanes);
-  void choose_bands(int64_t slab_limit, int lanes);
+  void choose_patch(int64_t kept);
+  double unit_cost(int64_t rows, int64_t cols, int64_t kept) const;
   void place_taps(const int64_t* kernel);
-  void source_range(int axis, int64_t begin, int64_t end, int64_t* source_begin, int64_t* source_end) const;
+  void place_region();
 
+  ConvVectors vectors_;
   Axis axes_[2];
-  std::vector<int32_t> offset_, phase_, by_phase_;
-  int64_t largest_source_ = 0;
+  std::vector<int32_t> offset_, phase_, by_phase_, map_, zeros_;
 };
 
 }  // namespace snipkern
