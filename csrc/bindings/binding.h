@@ -40,23 +40,30 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Tasks are handed out one by one, so that a busy core takes fewer of them. All compute with exact denormals, whatever
-// their thread is set to.
-inline void run_tasks(int64_t count, const std::function<void(int64_t)>& body) {
-  const int64_t threads = torch::stable::get_num_threads();
-  if (count <= 1 || threads <= 1) {
-    const ExactDenormals exact;
-    for (int64_t task = 0; task < count; ++task) body(task);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, count < threads ? count : threads, 1, [&](int64_t begin, int64_t end) {
-    const ExactDenormals exact;
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t task = next++; task < count; task = next++) body(task);
+// Torch's thread pool. Tasks are handed out one by one, so that a busy core takes fewer of them. All compute with exact
+// denormals, whatever their thread is set to.
+class TorchTasks final : public TaskRunner {
+ public:
+  int64_t threads() const override { return torch::stable::get_num_threads(); }
+
+  void operator()(int64_t count, const std::function<void(int64_t)>& body) const override {
+    const int64_t workers = count < threads() ? count : threads();
+    if (workers <= 1) {
+      const ExactDenormals exact;
+      for (int64_t task = 0; task < count; ++task) body(task);
+      return;
     }
-  });
-}
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      const ExactDenormals exact;
+      for (int64_t worker = begin; worker < end; ++worker) {
+        for (int64_t task = next++; task < count; task = next++) body(task);
+      }
+    });
+  }
+};
+
+inline const TorchTasks run_tasks;
 
 // The five index arrays that a topology tensor packs (snipkern/topology.py).
 struct TopologyView {

@@ -23,6 +23,13 @@
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 
+// Before a short loop over vectors: unrolled whole, so that they stay in registers.
+#if defined(__clang__)
+#  define SNIPKERN_UNROLL _Pragma("unroll")
+#else
+#  define SNIPKERN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define SNIPKERN_TIER scalar
 #define SNIPKERN_VECTOR_BYTES 16
 #include SNIPKERN_KERNEL

@@ -18,4 +18,17 @@ void sddmm_csr(const SddmmCsr& call, const TaskRunner& run) {
   }
 }
 
+void spmm_csr_backward(const SddmmCsr& value_grad, const SpmmCsr& input_grad, const TaskRunner& run) {
+  switch (value_grad.dtype) {
+    case DType::kFloat:
+      return SNIPKERN_DISPATCH(spmm_csr_backward<float>, value_grad, input_grad, run);
+    case DType::kDouble:
+      return SNIPKERN_DISPATCH(spmm_csr_backward<double>, value_grad, input_grad, run);
+    case DType::kHalf:
+      return SNIPKERN_DISPATCH(spmm_csr_backward<Half>, value_grad, input_grad, run);
+    case DType::kBFloat16:
+      return SNIPKERN_DISPATCH(spmm_csr_backward<BFloat16>, value_grad, input_grad, run);
+  }
+}
+
 }  // namespace snipkern

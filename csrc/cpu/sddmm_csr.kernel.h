@@ -1,93 +1,207 @@
 // See sddmm_csr.h. Compiled once per ISA tier.
+//
+// Every sum over the batch has one order, however tiles are handed to threads: within a tile by lanes, then over the
+// tiles of a chain, then over the chains. A chain is one thread's work and needs sums of its own, so that there are
+// few.
 
-#include "cpu/tiles.kernel.h"
+#include "cpu/spmm_csr.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
 namespace {
 
-// Adds one tile's share to the sums of rows [begin, end): for each kept weight kVectors products,
-// and for every kLanes weights of a row one joint horizontal sum.
+// One tile's share of one kept weight's sum, lane by lane.
 template <typename A, int kVectors>
-void dot_rows(const SddmmCsr& call, const A* a, const A* b, int64_t begin, int64_t end, A* sums) {
+inline __attribute__((always_inline)) Vec<A> dot_lanes(const Vec<A>* left, const A* right) {
+  Vec<A> low = left[0] * load(right), high{};
+  SNIPKERN_UNROLL for (int v = 1; v < kVectors; ++v) {
+    Vec<A>& half = v % 2 ? high : low;
+    half = multiply_add<A>(left[v], load(right + v * kLanes<A>), half);
+  }
+  return low + high;
+}
+
+// One tile's share of the sums of rows [begin, end), stored or, unless it is the first, added: for each kept weight
+// kVectors products, and for every kLanes weights one joint horizontal sum. What is left of a row waits for that of
+// the next ones.
+template <typename A, int kVectors>
+void dot_rows(const SddmmCsr& call, const A* a, const A* b, int64_t begin, int64_t end, bool first, A* sums) {
   constexpr int kN = kLanes<A>;
+  alignas(64) Vec<A> waiting[kN];
+  int64_t place[kN];
+  int count = 0;
+  const auto settle = [&] {
+    for (int i = count; i < kN; ++i) waiting[i] = Vec<A>{};
+    const Vec<A> sum = sum_rows<A>(waiting);
+    for (int i = 0; i < count; ++i) sums[place[i]] = first ? sum[i] : sums[place[i]] + sum[i];
+    count = 0;
+  };
   for (int64_t row = begin; row < end; ++row) {
     Vec<A> left[kVectors];
     for (int v = 0; v < kVectors; ++v) left[v] = load(a + (row * kVectors + v) * kN);
     const int64_t stop = call.ptr[row + 1];
-    for (int64_t k = call.ptr[row]; k < stop; k += kN) {
-      const int count = static_cast<int>(std::min<int64_t>(kN, stop - k));
+    int64_t k = call.ptr[row];
+    for (; k + kN <= stop; k += kN) {
       Vec<A> dots[kN];
-      for (int i = 0; i < kN; ++i) {
-        const A* right = b + static_cast<int64_t>(call.index[k + (i < count ? i : 0)]) * kVectors * kN;
-        Vec<A> low = left[0] * load(right), high{};
-        for (int v = 1; v < kVectors; ++v) {
-          Vec<A>& half = v % 2 ? high : low;
-          half = multiply_add<A>(left[v], load(right + v * kN), half);
-        }
-        dots[i] = low + high;
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) {
+        dots[i] = dot_lanes<A, kVectors>(left, b + static_cast<int64_t>(call.index[k + i]) * kVectors * kN);
       }
-      narrow_partial(sums + k, widen_partial(sums + k, count) + sum_rows<A>(dots), count);
+      const Vec<A> sum = sum_rows<A>(dots);
+      store(sums + k, first ? sum : load(sums + k) + sum);
     }
+    for (; k < stop; ++k) {
+      waiting[count] = dot_lanes<A, kVectors>(left, b + static_cast<int64_t>(call.index[k]) * kVectors * kN);
+      place[count] = k;
+      if (++count == kN) settle();
+    }
+  }
+  settle();
+}
+
+// One tile's share of the sums of whole rows [begin, end), stored or added.
+template <typename A, int kVectors>
+void add_rows(const A* a, int64_t begin, int64_t end, bool first, A* sums) {
+  constexpr int kN = kLanes<A>;
+  for (int64_t row = begin; row < end; row += kN) {
+    const int count = static_cast<int>(std::min<int64_t>(kN, end - row));
+    Vec<A> rows[kN] = {};
+    for (int i = 0; i < count; ++i) {
+      for (int v = 0; v < kVectors; ++v) rows[i] += load(a + ((row + i) * kVectors + v) * kN);
+    }
+    const Vec<A> sum = sum_rows<A>(rows);
+    narrow_partial(sums + row, first ? sum : widen_partial(sums + row, count) + sum, count);
   }
 }
 
+// Sums over the batch, complete or of one chain.
 template <typename A>
-void dot_rows(const SddmmCsr& call, int64_t tile, const A* packed_a, const A* packed_b, int64_t begin, int64_t end,
-              A* sums) {
-  const A* a = packed_a + tile_offset<A>(tile, call.rows);
-  const A* b = packed_b + tile_offset<A>(tile, call.cols);
-  switch (tile_vectors<A>(call.batch, tile)) {
-    case 1:
-      return dot_rows<A, 1>(call, a, b, begin, end, sums);
-    case 2:
-      return dot_rows<A, 2>(call, a, b, begin, end, sums);
-    case 4:
-      return dot_rows<A, 4>(call, a, b, begin, end, sums);
-    default:
-      return dot_rows<A, kTileVectors<A>>(call, a, b, begin, end, sums);
-  }
+struct Sums {
+  A* values;  // [nnz]
+  A* bias;    // [rows] or null
+};
+
+template <typename A>
+void add_tile(const SddmmCsr& call, const Tiling<A>& tiling, const A* a, const A* b, int64_t tile, int64_t begin,
+              int64_t end, bool first, const Sums<A>& sums) {
+  with_vectors(tiling.vectors(tile), [&](auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    dot_rows<A, kVectors>(call, a, b, begin, end, first, sums.values);
+    if (sums.bias != nullptr) add_rows<A, kVectors>(a, begin, end, first, sums.bias);
+  });
 }
 
 // Rows cut into parts of nearly equal numbers of kept weights: the first row of `part`.
 inline int64_t balanced_row(const SddmmCsr& call, int64_t parts, int64_t part) {
   if (part == parts) return call.rows;
   const int64_t target = part_begin(call.ptr[call.rows], parts, part);
-  return std::lower_bound(call.ptr, call.ptr + call.rows, target) - call.ptr;
+  return part == 0 ? 0 : std::lower_bound(call.ptr, call.ptr + call.rows, target) - call.ptr;
+}
+
+// All sums of packed operands, one chain per tile. Few parts, each of which goes over all tiles: a part reads every
+// tile of b anew, and where that does not fit into L2 it is slow.
+template <typename A>
+void add_tiles(const SddmmCsr& call, const Tiling<A>& tiling, const A* a, const A* b, const Sums<A>& sums,
+               const TaskRunner& run) {
+  const double work = static_cast<double>(call.batch) * call.ptr[call.rows];
+  const int64_t parts = task_count(work, 2 * run.threads());
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    const int64_t begin = balanced_row(call, parts, part), end = balanced_row(call, parts, part + 1);
+    for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
+      add_tile(call, tiling, a + tiling.offset(tile, call.rows), b + tiling.offset(tile, call.cols), tile, begin, end,
+               tile == 0, sums);
+    }
+  });
+}
+
+// to = first + the rows of rest [chains - 1, count], from `rest` on `stride` apart.
+template <typename T>
+void add_chains(const accumulator_t<T>* first, const accumulator_t<T>* rest, int64_t stride, int64_t chains,
+                int64_t total, T* to, const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  if (static_cast<const void*>(first) == to && chains == 1) return;
+  const double work = static_cast<double>(chains) * total;
+  const int64_t parts = task_count(work, 64);
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    const int64_t last = part_begin(total, parts, part + 1);
+    for (int64_t k = part_begin(total, parts, part); k < last; k += kLanes<A>) {
+      const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, last - k));
+      Vec<A> sum = widen_partial(first + k, count);
+      for (int64_t chain = 1; chain < chains; ++chain) sum += widen_partial(rest + (chain - 1) * stride + k, count);
+      narrow_partial(to + k, sum, count);
+    }
+  });
+}
+
+// The gradients of values, of the bias and, where they are asked for, of the input.
+template <typename T>
+void gradients(const SddmmCsr& call, const SpmmCsr* input_grad, const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  // Enough for the threads of most machines. More would need memory for their sums; and so would fewer, for a layer of
+  // many weights and a small batch: they get at most twice what the packed operands take.
+  constexpr int64_t kMostChains = 16;
+  const int64_t nnz = call.ptr[call.rows], each = nnz + call.rows;
+  const Tiling<A> tiling(call.batch, std::max(call.rows, call.cols));
+  const int64_t tiles = tiling.tiles();
+  const T *dy = static_cast<const T*>(call.a), *x = static_cast<const T*>(call.b);
+  Sums<A> sums;
+  if constexpr (std::is_same_v<T, A>) {
+    sums = {static_cast<A*>(call.values), static_cast<A*>(call.bias)};
+  } else {
+    sums.values = scratch<A>(Slot::kSums, each);
+    sums.bias = call.bias != nullptr ? sums.values + nnz : nullptr;
+  }
+  A* rest = nullptr;
+  int64_t chains = 1;
+  const auto finish = [&] {
+    add_chains(sums.values, rest, each, chains, nnz, static_cast<T*>(call.values), run);
+    if (sums.bias != nullptr) {
+      add_chains(sums.bias, chains > 1 ? rest + nnz : nullptr, each, chains, call.rows, static_cast<T*>(call.bias),
+                 run);
+    }
+  };
+  if (tiles == 0) {
+    std::fill(sums.values, sums.values + nnz, A{});
+    if (sums.bias != nullptr) std::fill(sums.bias, sums.bias + call.rows, A{});
+    return finish();
+  }
+  const A* ordered = input_grad != nullptr ? ordered_values<T>(*input_grad, run) : nullptr;
+  const bool roomy = std::min(tiles, kMostChains) * nnz <= 2 * call.batch * (call.rows + call.cols);
+  if (roomy && (tiles > kMostChains || whole_tiles(tiles, run.threads()))) {
+    chains = std::min(tiles, kMostChains);
+    rest = scratch<A>(Slot::kPartial, (chains - 1) * each);
+    const double work = static_cast<double>(call.batch) * nnz * (input_grad != nullptr ? 2 : 1);
+    run_if_worth(run, work, chains, [&](int64_t chain) {
+      const int64_t begin = part_begin(tiles, chains, chain), end = part_begin(tiles, chains, chain + 1);
+      A* partial = rest + (chain - 1) * each;
+      const Sums<A> own = chain == 0 ? sums : Sums<A>{partial, sums.bias != nullptr ? partial + nnz : nullptr};
+      A* packed_dy = scratch<A>(Slot::kPackedGradient, tiling.samples() * call.rows);
+      A* packed_x = scratch<A>(Slot::kPackedInput, tiling.samples() * call.cols);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        pack_tile(dy, tiling, call.rows, tile, 0, call.rows, packed_dy);
+        if (input_grad != nullptr) multiply_tile<T>(*input_grad, tiling, ordered, packed_dy, tile);
+        pack_tile(x, tiling, call.cols, tile, 0, call.cols, packed_x);
+        add_tile(call, tiling, packed_dy, packed_x, tile, 0, call.rows, tile == begin, own);
+      }
+    });
+    return finish();
+  }
+  A* packed_dy = scratch<A>(Slot::kPackedGradient, tiling.size(call.rows));
+  A* packed_x = scratch<A>(Slot::kPackedInput, tiling.size(call.cols));
+  pack(dy, tiling, call.rows, packed_dy, run);
+  if (input_grad != nullptr) multiply<T>(*input_grad, tiling, ordered, packed_dy, run);
+  pack(x, tiling, call.cols, packed_x, run);
+  add_tiles(call, tiling, packed_dy, packed_x, sums, run);
+  finish();
 }
 
 template <typename T>
 void sddmm_csr(const SddmmCsr& call, const TaskRunner& run) {
-  using A = accumulator_t<T>;
-  constexpr int kN = kLanes<A>;
-  const int64_t nnz = call.ptr[call.rows];
-  if (nnz == 0) return;
-  A* a = scratch<A>(Slot::kPackedGradient, packed_size<A>(call.batch, call.rows));
-  A* b = scratch<A>(Slot::kPackedInput, packed_size<A>(call.batch, call.cols));
-  pack(static_cast<const T*>(call.a), call.batch, call.rows, a, run);
-  pack(static_cast<const T*>(call.b), call.batch, call.cols, b, run);
-  T* values = static_cast<T*>(call.values);
-  A* sums;
-  if constexpr (std::is_same_v<T, A>) {
-    sums = values;
-  } else {
-    sums = scratch<A>(Slot::kValues, nnz);
-  }
-  const int64_t tiles = tile_count<A>(call.batch);
-  const double work = static_cast<double>(call.batch) * nnz;
-  const int64_t parts = task_count(work, 64);
-  run_if_worth(run, work, parts, [&](int64_t part) {
-    const int64_t begin = balanced_row(call, parts, part), end = balanced_row(call, parts, part + 1);
-    const int64_t first = call.ptr[begin], last = call.ptr[end];
-    std::fill(sums + first, sums + last, A{});
-    for (int64_t tile = 0; tile < tiles; ++tile) dot_rows<A>(call, tile, a, b, begin, end, sums);
-    if constexpr (!std::is_same_v<T, A>) {
-      for (int64_t k = first; k < last; k += kN) {
-        const int count = static_cast<int>(std::min<int64_t>(kN, last - k));
-        narrow_partial(values + k, widen_partial(sums + k, count), count);
-      }
-    }
-  });
+  gradients<T>(call, nullptr, run);
+}
+
+template <typename T>
+void spmm_csr_backward(const SddmmCsr& value_grad, const SpmmCsr& input_grad, const TaskRunner& run) {
+  gradients<T>(value_grad, &input_grad, run);
 }
 
 }  // namespace

@@ -105,6 +105,23 @@ inline Vec<accumulator_t<T>> widen_partial(const T* from, int count) {
   return widen(padded);
 }
 
+// One element in the accumulation type.
+template <typename T>
+inline __attribute__((always_inline)) accumulator_t<T> widen_one(const T* from) {
+  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
+    return *from;
+  } else {
+    return widen_partial(from, 1)[0];
+  }
+}
+
+inline __attribute__((always_inline)) float widen_one(const BFloat16* from) {
+  const uint32_t bits = static_cast<uint32_t>(from->bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 template <typename T>
 inline void narrow_partial(T* to, Vec<accumulator_t<T>> value, int count) {
   constexpr int kN = kLanes<accumulator_t<T>>;
@@ -137,13 +154,13 @@ inline __attribute__((always_inline)) Vec<A> interleave(Vec<A> a, Vec<A> b) {
 template <typename A>
 inline __attribute__((always_inline)) void transpose(Vec<A>* rows) {
   constexpr int kN = kLanes<A>;
-  for (int width = 1; width < kN; width *= 2) {
+  SNIPKERN_UNROLL for (int width = 1; width < kN; width *= 2) {
     Vec<A> next[kN];
-    for (int i = 0; i < kN / 2; ++i) {
+    SNIPKERN_UNROLL for (int i = 0; i < kN / 2; ++i) {
       next[2 * i] = interleave<false, A>(rows[i], rows[i + kN / 2]);
       next[2 * i + 1] = interleave<true, A>(rows[i], rows[i + kN / 2]);
     }
-    for (int i = 0; i < kN; ++i) rows[i] = next[i];
+    SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) rows[i] = next[i];
   }
 }
 
@@ -153,8 +170,8 @@ inline __attribute__((always_inline)) Vec<A> sum_rows(Vec<A>* rows) {
   constexpr int kN = kLanes<A>;
   // Interleaving then adding halves the number of vectors; after log2(lanes) rounds one is left, in
   // order.
-  for (int count = kN; count > 1; count /= 2) {
-    for (int i = 0; i < count / 2; ++i) {
+  SNIPKERN_UNROLL for (int count = kN; count > 1; count /= 2) {
+    SNIPKERN_UNROLL for (int i = 0; i < count / 2; ++i) {
       rows[i] = interleave<false, A>(rows[i], rows[i + count / 2]) + interleave<true, A>(rows[i], rows[i + count / 2]);
     }
   }

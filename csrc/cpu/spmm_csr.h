@@ -22,7 +22,7 @@ struct SpmmCsr {
   void* y;  // [batch, outputs], row-major
 };
 
-// Sums run over each output's list in order, in float (double for double): the same bits for every
+// Sums run over each output's list in an order of their own, in float (double for double): the same bits for every
 // thread count.
 void spmm_csr(const SpmmCsr& call, const TaskRunner& run);
 

@@ -1,4 +1,4 @@
-// See spmm_csr.h. Compiled once per ISA tier.
+// See spmm_csr.h and sddmm_csr.h. Compiled once per ISA tier.
 
 #include "cpu/tiles.kernel.h"
 
@@ -6,58 +6,54 @@ namespace snipkern {
 namespace SNIPKERN_TIER {
 namespace {
 
-// kLanes outputs of one tile: each kept weight is a broadcast and kVectors FMAs. Two sets of sums,
-// over the even and the odd entries, hide the FMA's latency.
+// kLanes outputs of one tile: each kept weight is a broadcast and kVectors FMAs. As many sets of sums as hide the FMA's
+// latency take turns.
 template <typename T, int kVectors>
-void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const accumulator_t<T>* packed, int64_t tile,
+void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int64_t sample,
                     int64_t first) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
-  const A* x = packed + tile_offset<A>(tile, call.inputs);
+  constexpr int kSets = kVectors <= 2 ? 4 : kVectors == 4 ? 2 : 1;
   const int64_t last = std::min<int64_t>(first + kN, call.outputs);
-  alignas(64) A sums[kN * kVectors * kN];
+  alignas(64) A group[kN * kVectors * kN];
   for (int64_t output = first; output < first + kN; ++output) {
-    Vec<A> even[kVectors] = {}, odd[kVectors] = {};
+    Vec<A> sums[kSets][kVectors] = {};
     if (output < last) {
       if (call.bias != nullptr) {
-        const A bias = widen_partial(static_cast<const T*>(call.bias) + output, 1)[0];
-        for (int v = 0; v < kVectors; ++v) even[v] = broadcast<Vec<A>>(bias);
+        const A bias = widen_one(static_cast<const T*>(call.bias) + output);
+        for (int v = 0; v < kVectors; ++v) sums[0][v] = broadcast<Vec<A>>(bias);
       }
+      const auto add = [&](int64_t k, Vec<A>* sum) __attribute__((always_inline)) {
+        const Vec<A> weight = broadcast<Vec<A>>(values[k]);
+        const A* from = x + static_cast<int64_t>(call.index[k]) * kVectors * kN;
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] =
+            multiply_add<A>(weight, load(from + v * kN), sum[v]);
+      };
       const int64_t end = call.ptr[output + 1];
       int64_t k = call.ptr[output];
-      for (; k + 1 < end; k += 2) {
-        const Vec<A> w0 = broadcast<Vec<A>>(values[k]), w1 = broadcast<Vec<A>>(values[k + 1]);
-        const A* x0 = x + static_cast<int64_t>(call.index[k]) * kVectors * kN;
-        const A* x1 = x + static_cast<int64_t>(call.index[k + 1]) * kVectors * kN;
-        for (int v = 0; v < kVectors; ++v) {
-          even[v] = multiply_add<A>(w0, load(x0 + v * kN), even[v]);
-          odd[v] = multiply_add<A>(w1, load(x1 + v * kN), odd[v]);
-        }
+      for (; k + kSets <= end; k += kSets) {
+        SNIPKERN_UNROLL for (int s = 0; s < kSets; ++s) add(k + s, sums[s]);
       }
-      if (k < end) {
-        const Vec<A> w = broadcast<Vec<A>>(values[k]);
-        const A* x0 = x + static_cast<int64_t>(call.index[k]) * kVectors * kN;
-        for (int v = 0; v < kVectors; ++v) even[v] = multiply_add<A>(w, load(x0 + v * kN), even[v]);
-      }
+      for (; k < end; ++k) add(k, sums[0]);
     }
-    for (int v = 0; v < kVectors; ++v) store(sums + ((output - first) * kVectors + v) * kN, even[v] + odd[v]);
+    for (int v = 0; v < kVectors; ++v) {
+      for (int s = 1; s < kSets; ++s) sums[0][v] += sums[s][v];
+      store(group + ((output - first) * kVectors + v) * kN, sums[0][v]);
+    }
   }
-  unpack_group<T, kVectors>(sums, call.batch, call.outputs, tile, first, static_cast<T*>(call.y));
+  unpack_group<T, kVectors>(group, call.batch, call.outputs, sample, first, static_cast<T*>(call.y));
 }
 
+// Groups [begin, end) of kLanes outputs of one packed tile.
 template <typename T>
-void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const accumulator_t<T>* packed, int64_t tile,
-                    int64_t first) {
-  switch (tile_vectors<accumulator_t<T>>(call.batch, tile)) {
-    case 1:
-      return multiply_group<T, 1>(call, values, packed, tile, first);
-    case 2:
-      return multiply_group<T, 2>(call, values, packed, tile, first);
-    case 4:
-      return multiply_group<T, 4>(call, values, packed, tile, first);
-    default:
-      return multiply_group<T, kTileVectors<accumulator_t<T>>>(call, values, packed, tile, first);
-  }
+void multiply_groups(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
+                     const accumulator_t<T>* x, int64_t tile, int64_t begin, int64_t end) {
+  with_vectors(tiling.vectors(tile), [&](auto vectors) {
+    for (int64_t group = begin; group < end; ++group) {
+      multiply_group<T, decltype(vectors)::value>(call, values, x, tile * tiling.samples(),
+                                                  group * kLanes<accumulator_t<T>>);
+    }
+  });
 }
 
 // The weights in list order and accumulation type: the caller's own array where it is that already.
@@ -74,30 +70,60 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   const int64_t parts = task_count(work, 64);
   run_if_worth(run, work, parts, [&](int64_t part) {
     for (int64_t k = part_begin(nnz, parts, part); k < part_begin(nnz, parts, part + 1); ++k) {
-      ordered[k] = widen_partial(values + (call.order != nullptr ? call.order[k] : k), 1)[0];
+      ordered[k] = widen_one(values + (call.order != nullptr ? call.order[k] : k));
     }
   });
   return ordered;
 }
 
+// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
+// waits for another.
+inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
+
+inline double multiply_work(const SpmmCsr& call) {
+  return static_cast<double>(call.batch) * (call.ptr[call.outputs] + 16.0 * call.outputs);
+}
+
+// All outputs of a packed batch.
+template <typename T>
+void multiply(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
+              const accumulator_t<T>* packed, const TaskRunner& run) {
+  const int64_t tiles = tiling.tiles();
+  const int64_t groups = (call.outputs + kLanes<accumulator_t<T>> - 1) / kLanes<accumulator_t<T>>;
+  const int64_t parts = std::min(groups, task_count(multiply_work(call) / tiles, 16 * run.threads()));
+  run_if_worth(run, multiply_work(call), tiles * parts, [&](int64_t task) {
+    const int64_t tile = task / parts, part = task % parts;
+    multiply_groups<T>(call, tiling, values, packed + tiling.offset(tile, call.inputs), tile,
+                       part_begin(groups, parts, part), part_begin(groups, parts, part + 1));
+  });
+}
+
+// All outputs of one tile.
+template <typename T>
+void multiply_tile(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
+                   const accumulator_t<T>* packed, int64_t tile) {
+  multiply_groups<T>(call, tiling, values, packed, tile, 0,
+                     (call.outputs + kLanes<accumulator_t<T>> - 1) / kLanes<accumulator_t<T>>);
+}
+
 template <typename T>
 void spmm_csr(const SpmmCsr& call, const TaskRunner& run) {
   using A = accumulator_t<T>;
-  constexpr int kN = kLanes<A>;
   if (call.batch == 0 || call.outputs == 0) return;
+  const Tiling<A> tiling(call.batch, call.inputs);
+  const T* x = static_cast<const T*>(call.x);
   const A* values = ordered_values<T>(call, run);
-  A* packed = scratch<A>(Slot::kPackedInput, packed_size<A>(call.batch, call.inputs));
-  pack(static_cast<const T*>(call.x), call.batch, call.inputs, packed, run);
-  const int64_t tiles = tile_count<A>(call.batch);
-  const int64_t groups = (call.outputs + kN - 1) / kN;
-  const double work = static_cast<double>(call.batch) * (call.ptr[call.outputs] + 16.0 * call.outputs);
-  const int64_t parts = std::min(groups, task_count(work / tiles, 64));
-  run_if_worth(run, work, tiles * parts, [&](int64_t task) {
-    const int64_t part = task % parts;
-    for (int64_t group = part_begin(groups, parts, part); group < part_begin(groups, parts, part + 1); ++group) {
-      multiply_group<T>(call, values, packed, task / parts, group * kN);
-    }
-  });
+  if (whole_tiles(tiling.tiles(), run.threads())) {
+    run_if_worth(run, multiply_work(call), tiling.tiles(), [&](int64_t tile) {
+      A* packed = scratch<A>(Slot::kPackedInput, tiling.samples() * call.inputs);
+      pack_tile(x, tiling, call.inputs, tile, 0, call.inputs, packed);
+      multiply_tile<T>(call, tiling, values, packed, tile);
+    });
+  } else {
+    A* packed = scratch<A>(Slot::kPackedInput, tiling.size(call.inputs));
+    pack(x, tiling, call.inputs, packed, run);
+    multiply<T>(call, tiling, values, packed, run);
+  }
 }
 
 }  // namespace

@@ -10,8 +10,13 @@ namespace snipkern {
 
 // Runs body(0), ..., body(count - 1), on any threads in any order, and returns when all are done.
 // What a task computes may depend on its number only, so that results do not depend on the thread
-// count.
-using TaskRunner = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
+// count; how work is cut may depend on it where that changes no sum.
+class TaskRunner {
+ public:
+  virtual ~TaskRunner() = default;
+  virtual int64_t threads() const = 0;
+  virtual void operator()(int64_t count, const std::function<void(int64_t)>& body) const = 0;
+};
 
 // First task of `part` when [0, total) is cut into `parts` runs of nearly equal length.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t part) {

@@ -5,6 +5,7 @@ spmm <-> spmm on the other orientation, sddmm for the values; conv2d <-> input_g
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,14 +30,46 @@ def spmm_backward(ctx: Any, grad: Tensor) -> Gradients:
     x, values, topology = ctx.saved_tensors
     size = (ctx.rows, ctx.cols)
     grad_x = grad_values = grad_bias = None
+    with_bias = ctx.has_bias and ctx.needs_input_grad[2]
+    if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and not ctx.transpose:
+        grad_x, grad_values, grad_bias = ops.spmm_csr_backward(grad, x, values, topology, *size, with_bias)
+        return grad_x, grad_values, grad_bias if with_bias else None, None, None, None, None
     if ctx.needs_input_grad[0]:
         grad_x = ops.spmm_csr(grad, values, None, topology, *size, not ctx.transpose)
     if ctx.needs_input_grad[1]:
         left, right = (x, grad) if ctx.transpose else (grad, x)
         grad_values = ops.sddmm_csr(left, right, topology, values.shape[0], *size)
-    if ctx.has_bias and ctx.needs_input_grad[2]:
+    if with_bias:
         grad_bias = grad.sum(0)
     return grad_x, grad_values, grad_bias, None, None, None, None
+
+
+def spmm_backward_context(ctx: Any, inputs: Gradients, output: Any) -> None:
+    grad, x, values, topology, ctx.rows, ctx.cols, ctx.with_bias = inputs
+    ctx.save_for_backward(grad, x, values, topology)
+    ctx.set_materialize_grads(False)
+
+
+def spmm_backward_backward(
+    ctx: Any, of_x: Tensor | None, of_values: Tensor | None, of_bias: Tensor | None
+) -> Gradients:
+    grad, x, values, topology = ctx.saved_tensors
+    size = (ctx.rows, ctx.cols)
+    grad_grad = grad_x = grad_values = None
+    if ctx.needs_input_grad[0]:
+        terms: list[Tensor] = []
+        if of_x is not None:
+            terms.append(ops.spmm_csr(of_x, values, None, topology, *size, False))
+        if of_values is not None:
+            terms.append(ops.spmm_csr(x, of_values, None, topology, *size, False))
+        if of_bias is not None and ctx.with_bias:
+            terms.append(of_bias.expand_as(grad))
+        grad_grad = functools.reduce(torch.add, terms) if terms else None
+    if ctx.needs_input_grad[1] and of_values is not None:
+        grad_x = ops.spmm_csr(grad, of_values, None, topology, *size, True)
+    if ctx.needs_input_grad[2] and of_x is not None:
+        grad_values = ops.sddmm_csr(grad, of_x, topology, values.shape[0], *size)
+    return grad_grad, grad_x, grad_values, None, None, None, None
 
 
 def sddmm_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
@@ -105,6 +138,7 @@ def weight_grad_backward(ctx: Any, grad_values: Tensor) -> Gradients:
 
 FORMULAS = {
     "spmm_csr": (spmm_backward, spmm_context),
+    "spmm_csr_backward": (spmm_backward_backward, spmm_backward_context),
     "sddmm_csr": (sddmm_backward, sddmm_context),
     "conv2d_csr": (conv_backward, conv_context),
     "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),

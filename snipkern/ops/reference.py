@@ -53,6 +53,16 @@ def sddmm_csr(a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols:
     return product.reshape(-1)[flat_index(topology, rows, cols, nnz)].to(a.dtype)
 
 
+def spmm_csr_backward(
+    grad: Tensor, x: Tensor, values: Tensor, topology: Tensor, rows: int, cols: int, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    schema.spmm_csr_backward(grad, x, values, topology, rows, cols, with_bias)
+    grad_x = spmm_csr(grad, values, None, topology, rows, cols, True)
+    grad_values = sddmm_csr(grad, x, topology, values.shape[0], rows, cols)
+    grad_bias = grad.to(sum_dtype(grad.dtype)).sum(0).to(grad.dtype) if with_bias else grad.new_empty(0)
+    return grad_x, grad_values, grad_bias
+
+
 def conv2d_csr(
     x: Tensor,
     values: Tensor,

@@ -109,6 +109,42 @@ def sddmm_csr(a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols:
     return a.new_empty(nnz)
 
 
+@op(
+    "(Tensor grad, Tensor x, Tensor values, Tensor topology, int rows, int cols, bool with_bias)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def spmm_csr_backward(
+    grad: Tensor, x: Tensor, values: Tensor, topology: Tensor, rows: int, cols: int, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All gradients of ``spmm_csr`` without ``transpose`` at once, which saves packing grad and x more often.
+
+    Args:
+        grad: ``[batch, rows]``: of the output.
+        x: ``[batch, cols]``, of grad's dtype.
+        values: ``[kept]``, row-major.
+        with_bias: Whether the bias's gradient is wanted too.
+
+    Returns:
+        The gradients of x ``[batch, cols]``, of the values ``[kept]`` and of the bias ``[rows]`` (``[0]`` without).
+
+    Cost: ``4 * batch * kept`` operations.
+    """
+    name = "spmm_csr_backward"
+    require_float(name, "x", x)
+    require(x.dim() == 2 and x.shape[1] == cols, name, f"x must be [batch, {cols}]", list(x.shape))
+    require(
+        grad.dim() == 2 and grad.shape[1] == rows and grad.shape[0] == x.shape[0],
+        name,
+        f"grad must be [{x.shape[0]}, {rows}]",
+        list(grad.shape),
+    )
+    require_like(name, "grad", grad, x, "x")
+    require(values.dim() == 1, name, "values must be [kept]", list(values.shape))
+    require_like(name, "values", values, x, "x")
+    require_topology(name, topology, values.shape[0], rows, cols)
+    return x.new_empty(x.shape), x.new_empty(values.shape[0]), x.new_empty(rows if with_bias else 0)
+
+
 # Convolutions
 
 
