@@ -7,7 +7,7 @@ namespace snipkern {
 namespace SNIPKERN_TIER {
 namespace {
 
-// Where the patches of a unit lie.
+// Where the patches of one vector of a unit lie.
 template <int kN>
 struct UnitLanes {
   int64_t source[kN];            // first entry of its region, of channel 0; before the image where that is padding
@@ -15,11 +15,11 @@ struct UnitLanes {
   int64_t out[kN];               // first output entry, of channel 0
   int64_t rows[kN], cols[kN];    // output entries that exist
 
-  UnitLanes(const ConvPlan& plan, int64_t unit) {
+  UnitLanes(const ConvPlan& plan, int64_t number) {
     const int64_t source_plane = plan.source_size[0] * plan.source_size[1];
     const int64_t out_plane = plan.out_size[0] * plan.out_size[1];
     for (int lane = 0; lane < kN; ++lane) {
-      const ConvPatch patch = plan.patch_at(unit, lane);
+      const ConvPatch patch = plan.patch_at(number, lane);
       const bool used = patch.end[0] > patch.begin[0];
       int64_t begin[2], first[2], count[2];
       for (int axis = 0; axis < 2; ++axis) {
@@ -95,7 +95,7 @@ inline __attribute__((always_inline)) void pack_run(const LaneRuns<const T, kLan
   }
 }
 
-// Packs what a unit's patches read of the source.
+// Packs what the patches of one vector read of the source.
 template <typename T>
 void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* source,
                  accumulator_t<T>* slab) {
@@ -106,6 +106,17 @@ void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>
   const int64_t lines = whole_rows ? 1 : plan.region[0];
   const int64_t length = whole_rows ? plan.region[0] * line : plan.region[1];
   LaneRuns<const T, kN> runs;
+  if (plan.clipped) {
+    const int64_t count = plan.source_channels * plane;
+    for (int lane = 0; lane < kN; ++lane) {
+      runs.from[lane] = source + lanes.source[lane];
+      runs.low[lane] = 0;
+      runs.high[lane] = lanes.high[0][lane] > 0 ? count : 0;
+    }
+    runs.find_common();
+    return pack_run<T>(runs, count, [&](int64_t j, Vec<A> row)
+                       __attribute__((always_inline)) { store(slab + j * plan.depth * kN, row); });
+  }
   for (int64_t r = 0; r < lines; ++r) {
     for (int lane = 0; lane < kN; ++lane) {
       const bool used = whole_rows || (r >= lanes.low[0][lane] && r < lanes.high[0][lane]);
@@ -129,15 +140,16 @@ void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>
   }
 }
 
-// The entries of a unit's output tensor of one channel, at rows [begin, end) of positions, as runs; body(runs, vectors
-// before the run, length) for each. Packed, they are [rows][plan.out_width()] vectors.
+// The entries of a unit's output tensor of `channels` channels, at rows [begin, end) of positions, as runs; body(runs,
+// vectors before the run, length) for each. Packed, they are [rows][plan.out_width()] vectors, `depth` of these side by
+// side. Several channels only where they adjoin (see conv_plan.h).
 template <typename T, int kN, typename Body>
-inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, int64_t channel, int64_t begin,
-                             int64_t end, T* out, const Body& body) {
+inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, int64_t channel, int64_t channels,
+                             int64_t begin, int64_t end, T* out, const Body& body) {
   const int64_t line = plan.out_size[1], plane = plan.out_size[0] * line;
   const int64_t first = begin * plan.phases[0], height = (end - begin) * plan.phases[0], width = plan.out_width();
   const bool whole_rows = plan.grid[1] == 1;
-  const int64_t lines = whole_rows ? 1 : height, length = whole_rows ? height * line : width;
+  const int64_t lines = whole_rows ? 1 : height, length = whole_rows ? height * line * channels : width;
   LaneRuns<T, kN> runs;
   for (int64_t r = 0; r < lines; ++r) {
     T* from = out + channel * plane + (first + r) * line;
@@ -145,23 +157,23 @@ inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, i
       const int64_t rows = std::min(height, std::max<int64_t>(lanes.rows[lane] - first, 0));
       runs.from[lane] = from + lanes.out[lane];
       runs.low[lane] = 0;
-      runs.high[lane] = whole_rows ? rows * line : r < rows ? lanes.cols[lane] : 0;
+      runs.high[lane] = whole_rows ? rows * line * channels : r < rows ? lanes.cols[lane] : 0;
     }
     runs.find_common();
     body(runs, r * length, length);
   }
 }
 
-// Packs the gradient at all positions of a unit's patches, zero where there is none: [patch rows][patch cols] vectors.
+// Packs the gradient at all positions of patches, zero where there is none: [patch rows][patch cols] vectors.
 template <typename T>
 void pack_gradient(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* grad,
-                   int64_t channel, accumulator_t<T>* packed) {
+                   int64_t channel, int64_t channels, accumulator_t<T>* packed) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
-  for_each_out_run(plan, lanes, channel, 0, plan.patch[0], grad,
+  for_each_out_run(plan, lanes, channel, channels, 0, plan.patch[0], grad,
                    [&](const LaneRuns<const T, kN>& runs, int64_t at, int64_t length) {
                      pack_run<T>(runs, length, [&](int64_t j, Vec<A> row) __attribute__((always_inline)) {
-                       store(packed + (at + j) * kN, row);
+                       store(packed + (at + j) * plan.depth * kN, row);
                      });
                    });
 }
@@ -179,7 +191,8 @@ __attribute__((noinline)) void store_partial(const LaneRuns<T, kLanes<accumulato
 
 // Writes `count` packed elements of a run.
 template <typename T>
-void unpack_run(const accumulator_t<T>* packed, int64_t count, const LaneRuns<T, kLanes<accumulator_t<T>>>& runs) {
+void unpack_run(const accumulator_t<T>* packed, int64_t count, int64_t depth,
+                const LaneRuns<T, kLanes<accumulator_t<T>>>& runs) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   for (int64_t i = 0; i < count; i += kN) {
@@ -187,9 +200,9 @@ void unpack_run(const accumulator_t<T>* packed, int64_t count, const LaneRuns<T,
     Vec<A> rows[kN];
     if (first + kN <= count) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) rows[j] = load(packed + (first + j) * kN);
+      for (int j = 0; j < kN; ++j) rows[j] = load(packed + (first + j) * depth * kN);
     } else {
-      for (int j = 0; j < kN; ++j) rows[j] = first + j < count ? load(packed + (first + j) * kN) : Vec<A>{};
+      for (int j = 0; j < kN; ++j) rows[j] = first + j < count ? load(packed + (first + j) * depth * kN) : Vec<A>{};
     }
     transpose<A>(rows);
     if (first + kN > runs.common_high) {
@@ -200,14 +213,15 @@ void unpack_run(const accumulator_t<T>* packed, int64_t count, const LaneRuns<T,
   }
 }
 
-// Writes rows [begin, end) of positions of a unit's patches, all phases of them.
+// Writes rows [begin, end) of positions of the patches of one vector, all phases of them.
 template <typename T>
 void unpack_rows(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes,
-                 const accumulator_t<T>* packed, int64_t channel, int64_t begin, int64_t end, T* out) {
+                 const accumulator_t<T>* packed, int64_t channel, int64_t channels, int64_t begin, int64_t end,
+                 T* out) {
   constexpr int kN = kLanes<accumulator_t<T>>;
-  for_each_out_run(plan, lanes, channel, begin, end, out,
+  for_each_out_run(plan, lanes, channel, channels, begin, end, out,
                    [&](const LaneRuns<T, kN>& runs, int64_t at, int64_t length) {
-                     unpack_run<T>(packed + at * kN, length, runs);
+                     unpack_run<T>(packed + at * plan.depth * kN, length, plan.depth, runs);
                    });
 }
 

@@ -18,6 +18,7 @@ struct Cycles {
   double pack = 4, unpack = 5;      // per vector
   double load = 1.5, far_load = 3;  // per product, of a slab within its limit and beyond
   double weight = 3;                // per weight and tile
+  double list = 20, sum = 1.5;      // per list that is summed apart, and per vector that it adds to
 };
 constexpr Cycles kCycles;
 
@@ -74,7 +75,8 @@ ConvPlan::Axis ConvPlan::input_grad_axis(const Conv2dShape& shape, int axis) {
   return result;
 }
 
-ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int64_t kept, const ConvVectors& vectors)
+ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, const ConvWeights& weights,
+                   const ConvVectors& vectors)
     : vectors_(vectors) {
   const bool forward = direction == ConvDirection::kForward;
   batch = shape.batch;
@@ -88,30 +90,41 @@ ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int64_t ke
     axes_[axis] = forward ? forward_axis(shape, axis) : input_grad_axis(shape, axis);
     step[axis] = axes_[axis].step;
   }
-  choose_patch(kept);
+  choose_patch(weights);
   for (int axis = 0; axis < 2; ++axis) grid[axis] = divide_up(positions[axis], patch[axis]);
-  units = divide_up(batch * grid[0] * grid[1], vectors_.lanes);
-  row_stride = axes_[1].entries(patch[1]);
-  channel_stride = axes_[0].entries(patch[0]) * row_stride | 1;
+  units = divide_up(batch * grid[0] * grid[1], vectors_.lanes * depth);
+  if (clipped) {
+    row_stride = source_size[1] * depth;
+    channel_stride = source_size[0] * row_stride;
+  } else {
+    row_stride = axes_[1].entries(patch[1]);
+    channel_stride = axes_[0].entries(patch[0]) * row_stride | 1;
+  }
   if (slab_vectors() > std::numeric_limits<int32_t>::max()) {
     throw std::length_error("conv2d: one register tile's inputs exceed 2^31 vectors");
   }
-  place_taps(shape.kernel);
+  taps = shape.kernel[0] * shape.kernel[1];
+  if (clipped) {
+    place_clipped(shape.kernel);
+  } else {
+    place_taps(shape.kernel);
+  }
   place_region();
 }
 
 ConvPlan::~ConvPlan() = default;
 
-ConvTile ConvPlan::tile(int64_t strip_channels) const {
+ConvTile ConvPlan::tile(int64_t strip_channels, int64_t rows, int64_t cols) const {
   const int64_t limit = std::max<int64_t>(1, vectors_.tile_limit / strip_channels);
-  ConvTile result{1, divide_up(patch[1], divide_up(patch[1], limit))};
-  while (result.rows * 2 * result.cols <= limit && result.rows * 2 <= patch[0]) result.rows *= 2;
+  ConvTile result{1, divide_up(cols, divide_up(cols, limit))};
+  while (result.rows * 2 * result.cols <= limit && result.rows * 2 <= rows) result.rows *= 2;
   return result;
 }
 
-int64_t ConvPlan::strip_rows(const ConvTile& tile) const {
+int64_t ConvPlan::strip_rows(int64_t strip_channels) const {
+  if (clipped) return patch[0];
   const int64_t width = patch[1] * phases[1];
-  int64_t rows = tile.rows;
+  int64_t rows = tile(strip_channels, patch[0], patch[1]).rows;
   if (rows * width % vectors_.lanes != 0) rows = round_up(divide_up(kStripPositions, width), rows);
   return std::min(rows, patch[0]);
 }
@@ -133,9 +146,44 @@ double ConvPlan::unit_cost(int64_t rows, int64_t cols, int64_t kept) const {
          static_cast<double>(kept) * (load * static_cast<double>(rows * cols) + kCycles.weight * tiles);
 }
 
+// The positions at which a tap reads a source entry, not padding.
+ConvRect ConvPlan::clip(int64_t row_tap, int64_t col_tap) const {
+  ConvRect result;
+  const int64_t index[2] = {row_tap, col_tap};
+  for (int axis = 0; axis < 2; ++axis) {
+    const Axis& along = axes_[axis];
+    const int64_t first = along.sections[along.tap_section[index[axis]]].first + along.tap_shift[index[axis]];
+    const int64_t of_phase = divide_up(out_size[axis] - along.tap_phase[index[axis]], phases[axis]);
+    result.begin[axis] = std::clamp<int64_t>(-first, 0, of_phase);
+    result.end[axis] = std::clamp<int64_t>(source_size[axis] - first, result.begin[axis], of_phase);
+  }
+  return result;
+}
+
+// Cycles of a unit of `vectors` vectors of whole images.
+double ConvPlan::clipped_cost(int64_t vectors, const ConvWeights& weights) const {
+  const int64_t rows = static_cast<int64_t>(axes_[0].tap_shift.size()), cols = static_cast<int64_t>(axes_[1].tap_shift.size());
+  double reads = 0, tiles = 0, sums = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      const ConvRect rect = clip(row, col);
+      const int64_t size = (rect.end[0] - rect.begin[0]) * (rect.end[1] - rect.begin[1]) * vectors;
+      reads += static_cast<double>(size);
+      tiles += static_cast<double>(divide_up(size, vectors_.tile_limit));
+      sums += kCycles.list + kCycles.sum * static_cast<double>(size);
+    }
+  }
+  const double slab = static_cast<double>(source_channels * source_size[0] * source_size[1] * vectors);
+  const double out = static_cast<double>(out_channels * out_size[0] * out_size[1] * vectors);
+  const double load = slab * vectors_.bytes <= kSlabBytes ? kCycles.load : kCycles.far_load;
+  const double groups = static_cast<double>(divide_up(out_channels, weights.height));
+  return kCycles.pack * slab + kCycles.unpack * out + sums * groups +
+         static_cast<double>(weights.kept) / static_cast<double>(rows * cols) * (load * reads + kCycles.weight * tiles);
+}
+
 // The cut that costs the least: small patches waste no lanes and leave the slab in cache, large ones have smaller halos
 // and more products per weight.
-void ConvPlan::choose_patch(int64_t kept) {
+void ConvPlan::choose_patch(const ConvWeights& weights) {
   // Of the patches that cut an axis into equally many parts the smallest; the next part count that makes it smaller.
   const auto next_smaller = [](int64_t size, int64_t part) {
     return part == 1 ? 0 : divide_up(size, divide_up(size, part - 1));
@@ -144,7 +192,7 @@ void ConvPlan::choose_patch(int64_t kept) {
   for (int64_t rows = positions[0]; rows > 0; rows = next_smaller(positions[0], rows)) {
     for (int64_t cols = positions[1]; cols > 0; cols = next_smaller(positions[1], cols)) {
       const int64_t patches = divide_up(positions[0], rows) * divide_up(positions[1], cols);
-      const double cost = static_cast<double>(divide_up(batch * patches, vectors_.lanes)) * unit_cost(rows, cols, kept);
+      const double cost = static_cast<double>(divide_up(batch * patches, vectors_.lanes)) * unit_cost(rows, cols, weights.kept);
       if (cost < least) {
         least = cost;
         patch[0] = rows;
@@ -152,9 +200,25 @@ void ConvPlan::choose_patch(int64_t kept) {
       }
     }
   }
+  clipped = false;
+  depth = 1;
+  constexpr int64_t kMostVectors = 64;  // of a clipped patch: its sums stay in L1
+  const int64_t images = positions[0] * positions[1];
+  if (step[0] != 1 || step[1] != 1 || images > kMostVectors) return;
+  const int64_t deepest = phase_count() > 1 ? 1 : kMostVectors / images;
+  for (int64_t vectors = 1; vectors <= deepest; vectors *= 2) {
+    const double cost = static_cast<double>(divide_up(batch, vectors_.lanes * vectors)) * clipped_cost(vectors, weights);
+    if (cost >= least) continue;
+    least = cost;
+    clipped = true;
+    depth = vectors;
+    patch[0] = positions[0];
+    patch[1] = positions[1];
+  }
 }
 
 void ConvPlan::place_taps(const int64_t* kernel) {
+  lists = phase_count();
   for (int64_t row = 0; row < kernel[0]; ++row) {
     for (int64_t col = 0; col < kernel[1]; ++col) {
       int64_t at[2];
@@ -163,33 +227,80 @@ void ConvPlan::place_taps(const int64_t* kernel) {
         at[i] = axes_[i].section_begin(axes_[i].tap_section[index[i]], patch[i]) + axes_[i].tap_shift[index[i]];
       }
       offset_.push_back(static_cast<int32_t>(at[0] * row_stride + at[1]));
-      phase_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
+      list_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
     }
   }
-  by_phase_.resize(phase_.size());
-  std::iota(by_phase_.begin(), by_phase_.end(), 0);
-  std::stable_sort(by_phase_.begin(), by_phase_.end(), [&](int32_t a, int32_t b) { return phase_[a] < phase_[b]; });
-  taps = static_cast<int64_t>(offset_.size());
+  for (int64_t i = 0; i < lists; ++i) {
+    const int64_t across = i % phases[1];
+    // Where no cut is made, a row of the buffer of sums ends with the image.
+    const int64_t cols = grid[1] > 1 ? patch[1] : divide_up(out_size[1] - across, phases[1]);
+    phase_.push_back(static_cast<int32_t>(i));
+    rect_.push_back({{0, 0}, {patch[0], cols}});
+  }
+  by_list_.resize(taps);
+  std::iota(by_list_.begin(), by_list_.end(), 0);
+  std::stable_sort(by_list_.begin(), by_list_.end(), [&](int32_t a, int32_t b) { return list_[a] < list_[b]; });
   offset = offset_.data();
+  list = list_.data();
+  by_list = by_list_.data();
   phase = phase_.data();
-  by_phase = by_phase_.data();
+  rect = rect_.data();
+}
+
+void ConvPlan::place_clipped(const int64_t* kernel) {
+  lists = taps;
+  for (int64_t row = 0; row < kernel[0]; ++row) {
+    for (int64_t col = 0; col < kernel[1]; ++col) {
+      const int64_t down = axes_[0].sections[0].first + axes_[0].tap_shift[row];
+      const int64_t across = axes_[1].sections[0].first + axes_[1].tap_shift[col];
+      offset_.push_back(static_cast<int32_t>(down * row_stride + across * depth));
+      phase_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
+      ConvRect clip_to = clip(row, col);
+      clip_to.begin[1] *= depth;
+      clip_to.end[1] *= depth;
+      rect_.push_back(clip_to);
+    }
+  }
+  list_.resize(taps);
+  std::iota(list_.begin(), list_.end(), 0);
+  offset = offset_.data();
+  list = by_list = list_.data();
+  phase = phase_.data();
+  rect = rect_.data();
+}
+
+// Columns divide by the number of taps: by multiplication with a rounded-up 2^64 / taps, exact for 32-bit numbers
+// (Lemire, Kaser, Kurz, "Faster remainder by direct computation", 2019).
+inline int64_t ConvPlan::channel_of(int64_t column) const {
+  if (taps == 1) return column;
+  const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;
+  return static_cast<int64_t>(static_cast<unsigned __int128>(inverse) * static_cast<uint64_t>(column) >> 64);
 }
 
 void ConvPlan::place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const {
-  // Columns divide by the number of taps: by multiplication with a rounded-up 2^64 / taps, exact for
-  // 32-bit numbers (Lemire, Kaser, Kurz, "Faster remainder by direct computation", 2019).
-  const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;
   for (int64_t k = begin; k < end; ++k) {
-    const int64_t column = columns[k];
-    const int64_t channel =
-        taps == 1 ? column : static_cast<int64_t>(static_cast<unsigned __int128>(inverse) * column >> 64);
-    offsets[k] = static_cast<int32_t>(channel * channel_stride + offset[column - channel * taps]);
+    const int64_t channel = channel_of(columns[k]);
+    offsets[k] = static_cast<int32_t>(channel * channel_stride + offset[columns[k] - channel * taps]);
   }
 }
 
-ConvPatch ConvPlan::patch_at(int64_t unit, int lane) const {
-  const int64_t number = unit * vectors_.lanes + lane, in_sample = number % (grid[0] * grid[1]);
-  ConvPatch result{number / (grid[0] * grid[1]), {}, {}};
+void ConvPlan::count_taps(const int32_t* columns, int64_t count, int32_t* counts) const {
+  for (int64_t k = 0; k < count; ++k) ++counts[columns[k] - channel_of(columns[k]) * taps];
+}
+
+void ConvPlan::place_sorted(const int32_t* columns, int64_t count, int32_t* next, int32_t* offsets,
+                            int32_t* from) const {
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t channel = channel_of(columns[k]), tap = columns[k] - channel * taps;
+    const int32_t entry = next[tap]++;
+    offsets[entry] = static_cast<int32_t>(channel * channel_stride + offset[tap]);
+    from[entry] = static_cast<int32_t>(k);
+  }
+}
+
+ConvPatch ConvPlan::patch_at(int64_t number, int lane) const {
+  const int64_t at_lane = number * vectors_.lanes + lane, in_sample = at_lane % (grid[0] * grid[1]);
+  ConvPatch result{at_lane / (grid[0] * grid[1]), {}, {}};
   const int64_t at[2] = {in_sample / grid[1], in_sample % grid[1]};
   for (int axis = 0; axis < 2; ++axis) {
     result.begin[axis] = at[axis] * patch[axis];
@@ -200,6 +311,15 @@ ConvPatch ConvPlan::patch_at(int64_t unit, int lane) const {
 }
 
 void ConvPlan::place_region() {
+  if (clipped) {
+    for (int axis = 0; axis < 2; ++axis) {
+      region_begin[axis] = 0;
+      region[axis] = source_size[axis];
+    }
+    map = zeros = nullptr;
+    zero_count = 0;
+    return;
+  }
   for (int axis = 0; axis < 2; ++axis) {
     const Axis& along = axes_[axis];
     int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();

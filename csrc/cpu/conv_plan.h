@@ -12,7 +12,10 @@
 // each patch, and stays in a core's L2. So a weight is one broadcast and one aligned load and FMA per position of a
 // patch, whatever the batch and the size of the images.
 // The slab stores a source axis in sections, such that tap k of position i is at i + constant of its section:
-// neighbouring positions are neighbours in memory whatever the stride.
+// neighbouring positions are neighbours in memory whatever the stride. Padding is stored as zeros, except in a clipped
+// plan, for small images: there a patch is a whole image, and each tap has the rectangle of positions where it reads no
+// padding, which for 3x3 taps on 2x2 images is less than half of them. The slab of a clipped plan is then the source itself,
+// transposed.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +31,11 @@ struct Conv2dShape {
 
 enum class ConvDirection { kForward, kInputGrad };
 
-// What the cut depends on besides the shape.
+// What the cut depends on besides the shape: `kept` weights in groups of `height` output channels that share their taps.
+struct ConvWeights {
+  int64_t kept, height;
+};
+
 struct ConvVectors {
   int lanes;
   int bytes;
@@ -40,14 +47,19 @@ struct ConvPatch {
   int64_t sample, begin[2], end[2];
 };
 
+// Positions of a patch; columns count vectors, `depth` of them for each.
+struct ConvRect {
+  int64_t begin[2], end[2];
+};
+
 // A register tile of positions; the rows are a power of two.
 struct ConvTile {
   int64_t rows, cols;
 };
 
 struct ConvPlan {
-  // `kept` weights; the plan, and so the order of sums of a weight gradient, depends on sizes only.
-  ConvPlan(const Conv2dShape& shape, ConvDirection direction, int64_t kept, const ConvVectors& vectors);
+  // Depends on sizes only, and so does the order of the sums of a weight gradient.
+  ConvPlan(const Conv2dShape& shape, ConvDirection direction, const ConvWeights& weights, const ConvVectors& vectors);
   ~ConvPlan();  // out of line: kernels must not instantiate the vectors' code for their tier
   ConvPlan(const ConvPlan&) = delete;
   ConvPlan& operator=(const ConvPlan&) = delete;
@@ -58,37 +70,49 @@ struct ConvPlan {
   int64_t positions[2];     // of phase 0, the longest
   int64_t patch[2];         // positions of a patch
   int64_t grid[2];          // patches of a sample
-  int64_t units;            // vectors of patches
+  bool clipped;
+  int64_t depth;            // vectors of patches of a unit, side by side in each slab entry; 1 unless clipped
+  int64_t units;
   int64_t row_stride;       // slab vectors
-  int64_t channel_stride;   // slab vectors; odd, so that channels do not share cache sets
+  int64_t channel_stride;   // slab vectors; unless clipped odd, so that channels do not share cache sets
   int64_t taps;             // kernel height * width
   const int32_t* offset;    // [taps]: slab vectors from a position to its tap, within a channel
-  const int32_t* phase;     // [taps]: phase (row phase * phases[1] + column phase) that a tap reaches
-  const int32_t* by_phase;  // [taps]: taps sorted by phase
+  // The taps of an output channel are summed list by list: those of a phase, or, where clipped, each by itself.
+  int64_t lists;
+  const int32_t* list;      // [taps]: a tap's list
+  const int32_t* by_list;   // [taps]: taps sorted by list
+  const int32_t* phase;     // [lists]: row phase * phases[1] + column phase
+  const ConvRect* rect;     // [lists]: positions where its taps read
 
   // What a patch reads of a source channel: a region of source entries, the first at `region_begin` from the entry
   // patch.begin * step. Where an axis is not cut it is clipped to the source.
   int64_t region_begin[2], region[2], step[2];
+  // Unless clipped:
   const int32_t* map;    // [region]: slab vector of each entry, within a channel, or -1
   const int32_t* zeros;  // [zero_count]: slab vectors that no entry fills
   int64_t zero_count;
 
   int64_t slab_vectors() const { return source_channels * channel_stride; }
   int64_t phase_count() const { return phases[0] * phases[1]; }
-  // Width of a patch in output entries.
+  // Width of a patch in output entries, and of a row of them in vectors.
   int64_t out_width() const { return grid[1] == 1 ? out_size[1] : patch[1] * phases[1]; }
-  // Columns of a patch at a column phase.
-  int64_t phase_cols(int64_t across) const {
-    return grid[1] > 1 ? patch[1] : (out_size[1] - across + phases[1] - 1) / phases[1];
-  }
+  int64_t out_vectors() const { return out_width() * depth; }
+  int64_t patch_vectors() const { return patch[0] * patch[1] * depth; }
 
-  ConvPatch patch_at(int64_t unit, int lane) const;
-  ConvTile tile(int64_t strip_channels) const;
+  // Whether the output channels of a patch are neighbours in its buffer as they are in the output.
+  bool adjoining_channels() const { return clipped && patch[0] * phases[0] == out_size[0]; }
+
+  // Lane of vector `number` of all patches: a unit's are numbers unit * depth, ...
+  ConvPatch patch_at(int64_t number, int lane) const;
+  ConvTile tile(int64_t strip_channels, int64_t rows, int64_t cols) const;
   // Rows of positions that are computed before they are written back.
-  int64_t strip_rows(const ConvTile& tile) const;
+  int64_t strip_rows(int64_t strip_channels) const;
 
   // Slab offsets of columns [begin, end) of the weight's view.
   void place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const;
+  // The same, sorted by tap: entry next[tap] is the next one of its tap; from[entry] is its number among the columns.
+  void count_taps(const int32_t* columns, int64_t count, int32_t* counts) const;
+  void place_sorted(const int32_t* columns, int64_t count, int32_t* next, int32_t* offsets, int32_t* from) const;
 
  private:
   struct Section {
@@ -104,14 +128,19 @@ struct ConvPlan {
   };
   static Axis forward_axis(const Conv2dShape& shape, int axis);
   static Axis input_grad_axis(const Conv2dShape& shape, int axis);
-  void choose_patch(int64_t kept);
+  void choose_patch(const ConvWeights& weights);
   double unit_cost(int64_t rows, int64_t cols, int64_t kept) const;
+  double clipped_cost(int64_t vectors, const ConvWeights& weights) const;
+  int64_t channel_of(int64_t column) const;
+  ConvRect clip(int64_t row_tap, int64_t col_tap) const;
   void place_taps(const int64_t* kernel);
+  void place_clipped(const int64_t* kernel);
   void place_region();
 
   ConvVectors vectors_;
   Axis axes_[2];
-  std::vector<int32_t> offset_, phase_, by_phase_, map_, zeros_;
+  std::vector<int32_t> offset_, list_, by_list_, phase_, map_, zeros_;
+  std::vector<ConvRect> rect_;
 };
 
 }  // namespace snipkern

@@ -30,13 +30,17 @@ struct Tile {
   int64_t channel;   // and between channels
 };
 
-// Sums every tap of the list at kRows x kCols positions, for kStrip channels.
+// Sums every tap of the list at kRows x kCols positions, for kStrip channels, on top of their bias, or of what `out` holds
+// where that is null.
 template <typename A, int kStrip, int kRows, int kCols>
 void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* bias, const Tile<A>& out) {
   constexpr int kN = kLanes<A>;
   Vec<A> sums[kStrip][kRows * kCols];
   for (int s = 0; s < kStrip; ++s) {
-    for (int i = 0; i < kRows * kCols; ++i) sums[s][i] = broadcast<Vec<A>>(bias[s]);
+    for (int i = 0; i < kRows * kCols; ++i) {
+      const A* at = out.data + (s * out.channel + i / kCols * out.row + i % kCols * out.col) * kN;
+      sums[s][i] = bias != nullptr ? broadcast<Vec<A>>(bias[s]) : load(at);
+    }
   }
   for (int64_t k = 0; k < list.count; ++k) {
     const A* at = x + static_cast<int64_t>(list.offsets[k]) * kN;
@@ -115,13 +119,15 @@ struct TileTable {
 template <typename A, int kStrip>
 constexpr TileTable<A, kStrip> kTiles{};
 
-// Calls body(row, column, rows, columns) for tiles that cover rows [begin, end) of `cols` columns.
+// Calls body(row, column, rows, columns) for tiles that cover the positions of a rectangle.
 template <typename Body>
-inline void for_each_tile(const ConvTile& tile, int64_t begin, int64_t end, int64_t cols, const Body& body) {
+inline void for_each_tile(const ConvTile& tile, const ConvRect& rect, const Body& body) {
   int64_t rows = tile.rows;
-  for (int64_t row = begin; row < end; row += rows) {
-    while (rows > end - row) rows /= 2;
-    for (int64_t col = 0; col < cols; col += tile.cols) body(row, col, rows, std::min(tile.cols, cols - col));
+  for (int64_t row = rect.begin[0]; row < rect.end[0]; row += rows) {
+    while (rows > rect.end[0] - row) rows /= 2;
+    for (int64_t col = rect.begin[1]; col < rect.end[1]; col += tile.cols) {
+      body(row, col, rows, std::min(tile.cols, rect.end[1] - col));
+    }
   }
 }
 
