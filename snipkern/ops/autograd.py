@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from snipkern.ops import autograd_bsr
 from snipkern.ops.checks import require
 from snipkern.ops.schema import NAMESPACE
 
@@ -140,6 +141,7 @@ FORMULAS = {
     "spmm_csr": (spmm_backward, spmm_context),
     "spmm_csr_backward": (spmm_backward_backward, spmm_backward_context),
     "sddmm_csr": (sddmm_backward, sddmm_context),
+    **autograd_bsr.FORMULAS,
     "conv2d_csr": (conv_backward, conv_context),
     "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),
     "conv2d_csr_weight_grad": (weight_grad_backward, weight_grad_context),

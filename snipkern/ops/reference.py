@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snipkern.ops import schema
+from snipkern.ops import schema, schema_bsr
+from snipkern.ops.checks import require
 from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
 from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
 from snipkern.ops.reference_saliency import saliency_partition as saliency_partition
 from snipkern.ops.reference_saliency import saliency_resolve_ as saliency_resolve_
 from snipkern.ops.reference_saliency import saliency_sample as saliency_sample
-from snipkern.topology import flat_index
+from snipkern.topology import block_flat_index, flat_index
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,8 +27,13 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def dense_weight(values: Tensor, topology: Tensor, rows: int, cols: int) -> Tensor:
     """``[rows, cols]`` in the sums' dtype, zero where pruned."""
+    return scattered(values, flat_index(topology, rows, cols, values.shape[0]), rows, cols)
+
+
+def scattered(values: Tensor, index: Tensor, rows: int, cols: int) -> Tensor:
+    """``[rows, cols]`` in the sums' dtype: values at their flat positions, zeros elsewhere."""
     weight = values.new_zeros(rows * cols, dtype=sum_dtype(values.dtype))
-    weight[flat_index(topology, rows, cols, values.shape[0])] = values.to(weight.dtype)
+    weight[index] = values.to(weight.dtype)
     return weight.view(rows, cols)
 
 
@@ -61,6 +67,63 @@ def spmm_csr_backward(
     grad_values = sddmm_csr(grad, x, topology, values.shape[0], rows, cols)
     grad_bias = grad.to(sum_dtype(grad.dtype)).sum(0).to(grad.dtype) if with_bias else grad.new_empty(0)
     return grad_x, grad_values, grad_bias
+
+
+def spmm_bsr(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    topology: Tensor,
+    rows: int,
+    cols: int,
+    block_height: int,
+    block_width: int,
+    transpose: bool,
+) -> Tensor:
+    schema_bsr.spmm_bsr(x, values, bias, topology, rows, cols, block_height, block_width, transpose)
+    index = block_positions("spmm_bsr", topology, values.shape[0], rows, cols, block_height, block_width)
+    weight = scattered(values, index, rows, cols)
+    y = x.to(weight.dtype) @ (weight if transpose else weight.t())
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def sddmm_bsr(
+    a: Tensor, b: Tensor, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
+) -> Tensor:
+    schema_bsr.sddmm_bsr(a, b, topology, nnz, rows, cols, block_height, block_width)
+    index = block_positions("sddmm_bsr", topology, nnz, rows, cols, block_height, block_width)
+    dtype = sum_dtype(a.dtype)
+    product = a.to(dtype).t() @ b.to(dtype)
+    return product.reshape(-1)[index].to(a.dtype)
+
+
+def spmm_bsr_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    topology: Tensor,
+    rows: int,
+    cols: int,
+    block_height: int,
+    block_width: int,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = rows, cols, block_height, block_width
+    schema_bsr.spmm_bsr_backward(grad, x, values, topology, *size, with_bias)
+    block_positions("spmm_bsr_backward", topology, values.shape[0], *size)
+    grad_x = spmm_bsr(grad, values, None, topology, *size, True)
+    grad_values = sddmm_bsr(grad, x, topology, values.shape[0], *size)
+    grad_bias = grad.to(sum_dtype(grad.dtype)).sum(0).to(grad.dtype) if with_bias else grad.new_empty(0)
+    return grad_x, grad_values, grad_bias
+
+
+def block_positions(
+    name: str, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
+) -> Tensor:
+    """Flat positions of the kept weights, after a check of what the index says of their number."""
+    held = int(topology[-(-rows // block_height)])
+    require(held == nnz, name, f"topology must be of a mask with {nnz} kept weights", held)
+    return block_flat_index(topology, rows, cols, nnz, (block_height, block_width))
 
 
 def conv2d_csr(

@@ -4,7 +4,7 @@ A check runs wherever an op runs: in its fake (compiled and exported programs), 
 requirements in C++, in ``csrc/bindings``. Messages read ``op: requirement (got ...)``.
 
 All sparse ops take a *topology*: the packed int32 index of :class:`snipkern.topology.Topology`. It is trusted: an index
-made elsewhere that points outside its matrix reads foreign memory.
+made elsewhere that points outside its matrix reads foreign memory. schema_bsr.py has the ops for whole blocks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+// A block topology tensor as the arrays that it packs.
+#pragma once
+
+#include "bindings/binding.h"
+#include "cpu/bsr.h"
+
+namespace snipkern {
+
+// The requirements of require_block_topology() in snipkern/ops/checks.py, and that the index is of `nnz` kept weights.
+inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
+                            int64_t block_height, int64_t block_width) {
+  SNIPKERN_REQUIRE(block_height > 0 && block_width > 0, op, block_height << " x " << block_width,
+                   "a block must not be empty");
+  BsrIndex index{};
+  index.rows = rows;
+  index.cols = cols;
+  index.block_height = block_height;
+  index.block_width = block_width;
+  const int64_t block_rows = index.block_rows(), block_cols = index.block_cols();
+  const int64_t entries = topology.numel() - (2 * block_rows + block_cols + 3), blocks = entries / 3;
+  SNIPKERN_REQUIRE(topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.is_contiguous() &&
+                       entries >= 0 && entries % 3 == 0 && blocks <= nnz &&
+                       (nnz == 0 || (nnz - 1) / block_height / block_width < blocks),
+                   op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},
+                   "topology must be the int32 index of a " << rows << " x " << cols << " mask with " << nnz
+                                                            << " kept weights in blocks of " << block_height << " x "
+                                                            << block_width);
+  index.start = topology.const_data_ptr<int32_t>();
+  index.ptr = index.start + block_rows + 1;
+  index.col = index.ptr + block_rows + 1;
+  index.col_ptr = index.col + blocks;
+  index.row = index.col_ptr + block_cols + 1;
+  index.order = index.row + blocks;
+  SNIPKERN_REQUIRE(index.nnz() == nnz, op, index.nnz(), "topology must be of a mask with " << nnz << " kept weights");
+  return index;
+}
+
+}  // namespace snipkern

@@ -1,0 +1,37 @@
+#include "cpu/spmm_bsr.h"
+
+#include "bindings/bsr_view.h"
+
+namespace snipkern {
+namespace {
+
+Tensor spmm_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& topology,
+                    int64_t rows, int64_t cols, int64_t block_height, int64_t block_width, bool transpose) {
+  constexpr const char* kOp = "spmm_bsr";
+  const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
+  require_float(kOp, "x", x);
+  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
+  SNIPKERN_REQUIRE(values.dim() == 1, kOp, Sizes{values}, "values must be [kept]");
+  require_like(kOp, "values", values, x, "x");
+  require_bias(kOp, bias, outputs, x);
+  const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
+  const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
+  const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
+  Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
+  SpmmBsr call{};
+  call.dtype = kernel_dtype(kOp, x);
+  call.x = x_rows.const_data_ptr();
+  call.values = kept.const_data_ptr();
+  call.bias = bias.has_value() ? offsets.const_data_ptr() : nullptr;
+  call.index = index;
+  call.transpose = transpose;
+  call.batch = x.size(0);
+  call.y = y.mutable_data_ptr();
+  spmm_bsr(call, run_tasks);
+  return y;
+}
+
+}  // namespace
+}  // namespace snipkern
+
+STABLE_TORCH_LIBRARY_IMPL(snipkern, CPU, m) { m.impl("spmm_bsr", TORCH_BOX(&snipkern::spmm_bsr_cpu)); }

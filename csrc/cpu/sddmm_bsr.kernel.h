@@ -1,0 +1,274 @@
+// See sddmm_bsr.h. No include guard: compiled once per tier, with spmm_bsr.kernel.h.
+
+#include "cpu/spmm_bsr.kernel.h"
+
+namespace snipkern {
+namespace SNIPKERN_TIER {
+namespace {
+
+// Samples whose products are added up lane by lane before the lanes are.
+constexpr int64_t kDotSamples = 256;
+// Bytes of the list's operand that are read again and again: half of a core's L2.
+constexpr int64_t kDotBytes = 1 << 20;
+
+// A matrix of pairs: features of one packed operand that follow one another (rows of W; with kTranspose columns) with
+// those of the other that a list of blocks names.
+template <typename A>
+struct DotPanel {
+  const Tiling<A>& tiling;
+  int64_t begin, end;                       // tiles
+  const A *fixed, *listed;                  // packed
+  int64_t fixed_features, listed_features;  // of the packed operands
+};
+
+// Listed features, and where their products with fixed feature 0 of the list belong.
+template <typename A>
+struct DotGroup {
+  int count = 0;
+  int64_t feature[kLanes<A>], place[kLanes<A>];
+};
+
+// Dot products of kFixed features with kLanes / kFixed of a group: lane [fixed][listed], transposed [listed][fixed].
+template <typename A, int kFixed, bool kTranspose>
+Vec<A> dot_pairs(const DotPanel<A>& panel, int64_t fixed, const int64_t* listed) {
+  constexpr int kN = kLanes<A>, kListed = kN / kFixed;
+  Vec<A> sum[kN] = {};
+  for (int64_t tile = panel.begin; tile < panel.end; ++tile) {
+    const int64_t stride = panel.tiling.vectors(tile) * kN;
+    const A* left = panel.fixed + panel.tiling.offset(tile, panel.fixed_features) + fixed * stride;
+    const A* right = panel.listed + panel.tiling.offset(tile, panel.listed_features);
+    const A* from[kListed];
+    SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) from[l] = right + listed[l] * stride;
+    for (int64_t at = 0; at < stride; at += kN) {
+      Vec<A> row[kFixed];
+      SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) row[f] = load(left + f * stride + at);
+      SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) {
+        const Vec<A> other = load(from[l] + at);
+        SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) {
+          Vec<A>& pair = sum[kTranspose ? l * kFixed + f : f * kListed + l];
+          pair = multiply_add<A>(row[f], other, pair);
+        }
+      }
+    }
+  }
+  return sum_rows<A>(sum);
+}
+
+template <typename A, int kCount>
+inline __attribute__((always_inline)) void put(A* to, const A* from, int count, bool first) {
+  if (count == kCount && first) {
+    std::memcpy(to, from, kCount * sizeof(A));
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
+  }
+}
+
+// A group's products with fixed features [begin, end) of its list; `step` is how far apart their values are.
+template <typename A, int kFixed, bool kTranspose>
+void dot_strip(const DotPanel<A>& panel, const DotGroup<A>& group, int64_t feature, int64_t fixed, int64_t step,
+               bool first, A* sums) {
+  constexpr int kN = kLanes<A>, kListed = kN / kFixed;
+  for (int done = 0; done < group.count; done += kListed) {
+    alignas(64) A pairs[kN];
+    store(pairs, dot_pairs<A, kFixed, kTranspose>(panel, feature + fixed, group.feature + done));
+    const int left = std::min(kListed, group.count - done);
+    if constexpr (kTranspose) {  // the fixed features are columns, whose values are neighbours
+      for (int l = 0; l < left; ++l)
+        put<A, kFixed>(sums + group.place[done + l] + fixed, pairs + l * kFixed, kFixed, first);
+    } else {  // so are those of the listed features
+      SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) {
+        put<A, kListed>(sums + group.place[done] + (fixed + f) * step, pairs + f * kListed, left, first);
+      }
+    }
+  }
+}
+
+template <typename A, bool kTranspose>
+void dot_group(const DotPanel<A>& panel, DotGroup<A>& group, int64_t feature, int64_t features, int64_t step,
+               bool first, A* sums) {
+  constexpr int kMost = kLanes<A> >= 8 ? 4 : 2;
+  for (int i = group.count; i < kLanes<A>; ++i) group.feature[i] = group.feature[0];
+  int64_t fixed = 0;
+  for (; fixed + kMost <= features; fixed += kMost) {
+    dot_strip<A, kMost, kTranspose>(panel, group, feature, fixed, step, first, sums);
+  }
+  for (; fixed + 2 <= features; fixed += 2) {
+    dot_strip<A, 2, kTranspose>(panel, group, feature, fixed, step, first, sums);
+  }
+  if (fixed < features) dot_strip<A, 1, kTranspose>(panel, group, feature, fixed, step, first, sums);
+  group.count = 0;
+}
+
+// Blocks [k, end) of one block row.
+template <typename A>
+void dot_block_row(const DotPanel<A>& panel, const BsrIndex& index, int64_t block_row, int64_t k, int64_t end,
+                   bool first, A* sums) {
+  const int64_t run = index.run_length(block_row), height = index.height(block_row);
+  const int64_t feature = block_row * index.block_height;
+  int64_t place = index.position(block_row, k);
+  DotGroup<A> group;
+  for (; k < end; ++k) {
+    const int64_t width = index.width(index.col[k]), column = index.col[k] * index.block_width;
+    for (int64_t c = 0; c < width; ++c) {
+      group.feature[group.count] = column + c;
+      group.place[group.count] = place++;
+      if (++group.count == kLanes<A>) dot_group<A, false>(panel, group, feature, height, run, first, sums);
+    }
+  }
+  if (group.count > 0) dot_group<A, false>(panel, group, feature, height, run, first, sums);
+}
+
+// Blocks [k, end) of one block column's list.
+template <typename A>
+void dot_block_col(const DotPanel<A>& panel, const BsrIndex& index, int64_t block_col, int64_t k, int64_t end,
+                   bool first, A* sums) {
+  const int64_t feature = block_col * index.block_width, width = index.width(block_col);
+  DotGroup<A> group;
+  for (; k < end; ++k) {
+    const int64_t block_row = index.row[k], run = index.run_length(block_row), height = index.height(block_row);
+    int64_t place = index.position(block_row, index.order[k]);
+    for (int64_t r = 0; r < height; ++r, place += run) {
+      group.feature[group.count] = block_row * index.block_height + r;
+      group.place[group.count] = place;
+      if (++group.count == kLanes<A>) dot_group<A, true>(panel, group, feature, width, 1, first, sums);
+    }
+  }
+  if (group.count > 0) dot_group<A, true>(panel, group, feature, width, 1, first, sums);
+}
+
+// Lists [begin, end). So many samples and listed features at a time that these stay in L2.
+template <typename A, bool kTranspose>
+void dot_lists(const BsrIndex& index, const Tiling<A>& tiling, const A* a, const A* b, int64_t begin, int64_t end,
+               A* sums) {
+  const int32_t *ptr = kTranspose ? index.col_ptr : index.ptr, *other = kTranspose ? index.row : index.col;
+  const int64_t block = kTranspose ? index.block_height : index.block_width;
+  const int64_t blocks = kTranspose ? index.block_rows() : index.block_cols();
+  const int64_t tiles = tiling.tiles(), section = std::max<int64_t>(1, kDotSamples / tiling.samples());
+  DotPanel<A> panel{tiling,
+                    0,
+                    0,
+                    kTranspose ? b : a,
+                    kTranspose ? a : b,
+                    kTranspose ? index.cols : index.rows,
+                    kTranspose ? index.rows : index.cols};
+  for (panel.begin = 0; panel.begin < tiles; panel.begin = panel.end) {
+    panel.end = std::min(tiles, panel.begin + section);
+    const int64_t bytes = (panel.end - panel.begin) * tiling.samples() * static_cast<int64_t>(sizeof(A)) * block;
+    const int64_t step = std::max<int64_t>(1, kDotBytes / bytes);
+    for (int64_t first = 0; first < blocks; first += step) {
+      const int64_t limit = std::min(blocks, first + step);
+      for (int64_t list = begin; list < end; ++list) {
+        const int32_t *from = other + ptr[list], *to = other + ptr[list + 1];
+        if (first > 0) from = std::lower_bound(from, to, first);
+        if (limit < blocks) to = std::lower_bound(from, to, limit);
+        if (from == to) continue;
+        if constexpr (kTranspose) {
+          dot_block_col<A>(panel, index, list, from - other, to - other, panel.begin == 0, sums);
+        } else {
+          dot_block_row<A>(panel, index, list, from - other, to - other, panel.begin == 0, sums);
+        }
+      }
+    }
+  }
+}
+
+// Lists cut into parts of nearly equal numbers of blocks: the first list of `part`.
+inline int64_t balanced_list(const int32_t* ptr, int64_t lists, int64_t parts, int64_t part) {
+  if (part == parts) return lists;
+  return std::lower_bound(ptr, ptr + lists, part_begin(ptr[lists], parts, part)) - ptr;
+}
+
+// The kept entries of a^T b from packed operands.
+template <typename T>
+void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* a,
+                const accumulator_t<T>* b, const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  const BsrIndex& index = call.index;
+  const int64_t nnz = index.nnz();
+  T* values = static_cast<T*>(call.values);
+  A* sums;
+  if constexpr (std::is_same_v<T, A>) {
+    sums = values;
+  } else {
+    sums = scratch<A>(Slot::kSums, nnz);
+  }
+  if (call.batch == 0) std::fill(sums, sums + nnz, A{});
+  // Low blocks: a group of their columns shares nothing but one row, a group of their rows shares all of its columns.
+  const bool transpose = index.block_height < 4 && index.block_width > index.block_height;
+  const int32_t* ptr = transpose ? index.col_ptr : index.ptr;
+  const int64_t lists = transpose ? index.block_cols() : index.block_rows();
+  const double work = static_cast<double>(call.batch) * nnz;
+  const int64_t parts = task_count(work, 2 * run.threads());
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    const int64_t begin = balanced_list(ptr, lists, parts, part), end = balanced_list(ptr, lists, parts, part + 1);
+    transpose ? dot_lists<A, true>(index, tiling, a, b, begin, end, sums)
+              : dot_lists<A, false>(index, tiling, a, b, begin, end, sums);
+  });
+  if constexpr (!std::is_same_v<T, A>) {
+    const int64_t pieces = task_count(nnz, 64);
+    run_if_worth(run, nnz, pieces, [&](int64_t piece) {
+      const int64_t end = part_begin(nnz, pieces, piece + 1);
+      for (int64_t k = part_begin(nnz, pieces, piece); k < end; k += kLanes<A>) {
+        const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, end - k));
+        narrow_partial(values + k, widen_partial(sums + k, count), count);
+      }
+    });
+  }
+}
+
+// The sums of packed features over the batch.
+template <typename T>
+void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* packed, int64_t features, T* sums,
+                 const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  constexpr int kN = kLanes<A>;
+  const int64_t groups = (features + kN - 1) / kN;
+  const double work = static_cast<double>(tiling.batch) * features / kN;
+  const int64_t parts = std::min(std::max<int64_t>(groups, 1), task_count(work, 64));
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    for (int64_t group = part_begin(groups, parts, part); group < part_begin(groups, parts, part + 1); ++group) {
+      const int count = static_cast<int>(std::min<int64_t>(kN, features - group * kN));
+      Vec<A> lanes[kN] = {};
+      for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
+        const int64_t stride = tiling.vectors(tile) * kN;
+        const A* from = packed + tiling.offset(tile, features) + group * kN * stride;
+        for (int i = 0; i < count; ++i) {
+          for (int64_t at = 0; at < stride; at += kN) lanes[i] += load(from + i * stride + at);
+        }
+      }
+      narrow_partial(sums + group * kN, sum_rows<A>(lanes), count);
+    }
+  });
+}
+
+// The gradients of values, of the bias and, where they are asked for, of the input.
+template <typename T>
+void block_gradients(const SddmmBsr& call, const SpmmBsr* input_grad, const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  const int64_t rows = call.index.rows, cols = call.index.cols;
+  const Tiling<A> tiling(call.batch, std::max(rows, cols));
+  A* a = scratch<A>(Slot::kPackedGradient, tiling.size(rows));
+  A* b = scratch<A>(Slot::kPackedInput, tiling.size(cols));
+  if (input_grad != nullptr) {
+    multiply<T>(*input_grad, tiling, a, run);
+  } else {
+    pack(static_cast<const T*>(call.a), tiling, rows, a, run);
+  }
+  pack(static_cast<const T*>(call.b), tiling, cols, b, run);
+  dot_blocks<T>(call, tiling, a, b, run);
+  if (call.bias != nullptr) sum_samples<T>(tiling, a, rows, static_cast<T*>(call.bias), run);
+}
+
+template <typename T>
+void sddmm_bsr(const SddmmBsr& call, const TaskRunner& run) {
+  block_gradients<T>(call, nullptr, run);
+}
+
+template <typename T>
+void spmm_bsr_backward(const SddmmBsr& value_grad, const SpmmBsr& input_grad, const TaskRunner& run) {
+  block_gradients<T>(value_grad, &input_grad, run);
+}
+
+}  // namespace
+}  // namespace SNIPKERN_TIER
+}  // namespace snipkern
