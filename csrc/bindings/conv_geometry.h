@@ -24,7 +24,7 @@ inline bool at_least(const Ints& values, int64_t least) {
 
 // require_geometry of snipkern/ops/checks.py; the output's height and width are in the result.
 inline Conv2dShape require_geometry(const char* op, int64_t batch, const Ints& size, const Ints& weight_shape,
-                             const Ints& stride, const Ints& padding, const Ints& dilation) {
+                                    const Ints& stride, const Ints& padding, const Ints& dilation) {
   SNIPKERN_REQUIRE(weight_shape.size() == 4 && at_least(weight_shape, 1), op, weight_shape,
                    "weight_shape must be [out_channels, in_channels, height, width]");
   SNIPKERN_REQUIRE(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
@@ -55,7 +55,7 @@ inline Conv2dShape require_geometry(const char* op, int64_t batch, const Ints& s
 
 // The geometry of the ops that take x, and what they require of it.
 inline Conv2dShape require_input(const char* op, const Tensor& x, const Ints& weight_shape, const Ints& stride,
-                          const Ints& padding, const Ints& dilation) {
+                                 const Ints& padding, const Ints& dilation) {
   SNIPKERN_REQUIRE(x.dim() == 4, op, Sizes{x}, "x must be [batch, channels, height, width]");
   const Conv2dShape shape =
       require_geometry(op, x.size(0), {x.size(2), x.size(3)}, weight_shape, stride, padding, dilation);

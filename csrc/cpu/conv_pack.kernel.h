@@ -1,5 +1,6 @@
-// Images to slabs and back: a slab entry is a vector of one element of each patch of a unit (see conv_plan.h).
-// No include guard: compiled once per tier and kernel file.
+// Images to slabs and back: a slab entry is a vector of one element of each
+// patch of a unit (see conv_plan.h). No include guard: compiled once per tier
+// and kernel file.
 
 #include "cpu/simd.kernel.h"
 
@@ -10,10 +11,11 @@ namespace {
 // Where the patches of one vector of a unit lie.
 template <int kN>
 struct UnitLanes {
-  int64_t source[kN];            // first entry of its region, of channel 0; before the image where that is padding
+  int64_t source[kN];               // first entry of its region, of channel 0; before the
+                                    // image where that is padding
   int64_t low[2][kN], high[2][kN];  // entries of the region that exist
-  int64_t out[kN];               // first output entry, of channel 0
-  int64_t rows[kN], cols[kN];    // output entries that exist
+  int64_t out[kN];                  // first output entry, of channel 0
+  int64_t rows[kN], cols[kN];       // output entries that exist
 
   UnitLanes(const ConvPlan& plan, int64_t number) {
     const int64_t source_plane = plan.source_size[0] * plan.source_size[1];
@@ -29,8 +31,7 @@ struct UnitLanes {
         first[axis] = patch.begin[axis] * plan.phases[axis];
         count[axis] = used ? std::min(plan.patch[axis] * plan.phases[axis], plan.out_size[axis] - first[axis]) : 0;
       }
-      source[lane] =
-          patch.sample * plan.source_channels * source_plane + begin[0] * plan.source_size[1] + begin[1];
+      source[lane] = patch.sample * plan.source_channels * source_plane + begin[0] * plan.source_size[1] + begin[1];
       out[lane] = patch.sample * plan.out_channels * out_plane + first[0] * plan.out_size[1] + first[1];
       rows[lane] = count[0];
       cols[lane] = count[1];
@@ -38,7 +39,8 @@ struct UnitLanes {
   }
 };
 
-// Runs of neighbouring elements: lane i has the elements [low[i], high[i]) of a run, which begins at from[i].
+// Runs of neighbouring elements: lane i has the elements [low[i], high[i]) of a
+// run, which begins at from[i].
 template <typename T, int kN>
 struct LaneRuns {
   T* from[kN];
@@ -95,10 +97,10 @@ inline __attribute__((always_inline)) void pack_run(const LaneRuns<const T, kLan
   }
 }
 
-// Packs what the patches of one vector read of the source.
+// Packs what the patches of one vector read of source channels [begin, end).
 template <typename T>
-void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* source,
-                 accumulator_t<T>* slab) {
+void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* source, int64_t begin,
+                 int64_t end, accumulator_t<T>* slab) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t line = plan.source_size[1], plane = plan.source_size[0] * line;
@@ -107,15 +109,16 @@ void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>
   const int64_t length = whole_rows ? plan.region[0] * line : plan.region[1];
   LaneRuns<const T, kN> runs;
   if (plan.clipped) {
-    const int64_t count = plan.source_channels * plane;
+    const int64_t first = begin * plane, count = (end - begin) * plane;
     for (int lane = 0; lane < kN; ++lane) {
-      runs.from[lane] = source + lanes.source[lane];
+      runs.from[lane] = source + lanes.source[lane] + first;
       runs.low[lane] = 0;
       runs.high[lane] = lanes.high[0][lane] > 0 ? count : 0;
     }
     runs.find_common();
-    return pack_run<T>(runs, count, [&](int64_t j, Vec<A> row)
-                       __attribute__((always_inline)) { store(slab + j * plan.depth * kN, row); });
+    return pack_run<T>(runs, count, [&](int64_t j, Vec<A> row) __attribute__((always_inline)) {
+      store(slab + (first + j) * plan.depth * kN, row);
+    });
   }
   for (int64_t r = 0; r < lines; ++r) {
     for (int lane = 0; lane < kN; ++lane) {
@@ -125,7 +128,7 @@ void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>
     }
     runs.find_common();
     const int32_t* map = plan.map + r * length;
-    for (int64_t channel = 0; channel < plan.source_channels; ++channel) {
+    for (int64_t channel = begin; channel < end; ++channel) {
       A* to = slab + channel * plan.channel_stride * kN;
       const T* from = source + channel * plane + r * line;
       for (int lane = 0; lane < kN; ++lane) runs.from[lane] = from + lanes.source[lane];
@@ -134,15 +137,16 @@ void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>
       });
     }
   }
-  for (int64_t channel = 0; channel < plan.source_channels; ++channel) {
+  for (int64_t channel = begin; channel < end; ++channel) {
     A* to = slab + channel * plan.channel_stride * kN;
     for (int64_t i = 0; i < plan.zero_count; ++i) store(to + static_cast<int64_t>(plan.zeros[i]) * kN, Vec<A>{});
   }
 }
 
-// The entries of a unit's output tensor of `channels` channels, at rows [begin, end) of positions, as runs; body(runs,
-// vectors before the run, length) for each. Packed, they are [rows][plan.out_width()] vectors, `depth` of these side by
-// side. Several channels only where they adjoin (see conv_plan.h).
+// The entries of a unit's output tensor of `channels` channels, at rows [begin,
+// end) of positions, as runs; body(runs, vectors before the run, length) for
+// each. Packed, they are [rows][plan.out_width()] vectors, `depth` of these
+// side by side. Several channels only where they adjoin (see conv_plan.h).
 template <typename T, int kN, typename Body>
 inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, int64_t channel, int64_t channels,
                              int64_t begin, int64_t end, T* out, const Body& body) {
@@ -164,7 +168,8 @@ inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, i
   }
 }
 
-// Packs the gradient at all positions of patches, zero where there is none: [patch rows][patch cols] vectors.
+// Packs the gradient at all positions of patches, zero where there is none:
+// [patch rows][patch cols] vectors.
 template <typename T>
 void pack_gradient(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* grad,
                    int64_t channel, int64_t channels, accumulator_t<T>* packed) {
@@ -213,11 +218,11 @@ void unpack_run(const accumulator_t<T>* packed, int64_t count, int64_t depth,
   }
 }
 
-// Writes rows [begin, end) of positions of the patches of one vector, all phases of them.
+// Writes rows [begin, end) of positions of the patches of one vector, all
+// phases of them.
 template <typename T>
-void unpack_rows(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes,
-                 const accumulator_t<T>* packed, int64_t channel, int64_t channels, int64_t begin, int64_t end,
-                 T* out) {
+void unpack_rows(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const accumulator_t<T>* packed,
+                 int64_t channel, int64_t channels, int64_t begin, int64_t end, T* out) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   for_each_out_run(plan, lanes, channel, channels, begin, end, out,
                    [&](const LaneRuns<T, kN>& runs, int64_t at, int64_t length) {

@@ -8,72 +8,11 @@
 namespace snipkern {
 namespace {
 
-// A slab and what streams past it fit a 2 MiB L2; two hardware threads may share one.
-constexpr int64_t kSlabBytes = 1 << 20;
-// Fewer positions than this per write-back leave partial vectors at its end too often.
+// Fewer positions than this per write-back leave partial vectors at its end too
+// often.
 constexpr int64_t kStripPositions = 48;
 
-// Rough cycles, which decide how positions are cut into patches.
-struct Cycles {
-  double pack = 4, unpack = 5;      // per vector
-  double load = 1.5, far_load = 3;  // per product, of a slab within its limit and beyond
-  double weight = 3;                // per weight and tile
-  double list = 20, sum = 1.5;      // per list that is summed apart, and per vector that it adds to
-};
-constexpr Cycles kCycles;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-// Division towards minus infinity.
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-
 }  // namespace
-
-int64_t ConvPlan::Axis::entries(int64_t count) const {
-  return section_begin(static_cast<int64_t>(sections.size()), count);
-}
-
-int64_t ConvPlan::Axis::section_begin(int64_t section, int64_t count) const {
-  int64_t begin = 0;
-  for (int64_t i = 0; i < section; ++i) begin += count + sections[i].shifts;
-  return begin;
-}
-
-ConvPlan::Axis ConvPlan::forward_axis(const Conv2dShape& shape, int axis) {
-  const int64_t stride = shape.stride[axis], taps = shape.kernel[axis];
-  Axis result{stride, {}, {}, {}, std::vector<int64_t>(taps, 0)};
-  std::vector<int64_t> remainders;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t distance = tap * shape.dilation[axis];
-    const auto known = std::find(remainders.begin(), remainders.end(), distance % stride);
-    const int64_t section = known - remainders.begin();
-    if (known == remainders.end()) {
-      remainders.push_back(distance % stride);
-      result.sections.push_back({distance - shape.padding[axis], 0});
-    }
-    // Taps come in ascending order, so the first of a section has its least shift.
-    const int64_t shift = (distance - shape.padding[axis] - result.sections[section].first) / stride;
-    result.sections[section].shifts = shift;
-    result.tap_section.push_back(section);
-    result.tap_shift.push_back(shift);
-  }
-  return result;
-}
-
-ConvPlan::Axis ConvPlan::input_grad_axis(const Conv2dShape& shape, int axis) {
-  const int64_t stride = shape.stride[axis], taps = shape.kernel[axis];
-  Axis result{1, {}, std::vector<int64_t>(taps, 0), {}, {}};
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t distance = tap * shape.dilation[axis] - shape.padding[axis];
-    const int64_t phase = distance - floor_divide(distance, stride) * stride;
-    result.tap_phase.push_back(phase);
-    result.tap_shift.push_back((phase - distance) / stride);
-  }
-  const auto [least, most] = std::minmax_element(result.tap_shift.begin(), result.tap_shift.end());
-  result.sections.push_back({*least, *most - *least});
-  for (int64_t& shift : result.tap_shift) shift -= result.sections[0].first;
-  return result;
-}
 
 ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, const ConvWeights& weights,
                    const ConvVectors& vectors)
@@ -87,7 +26,7 @@ ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, const Conv
     out_size[axis] = forward ? shape.out_size[axis] : shape.size[axis];
     phases[axis] = forward ? 1 : shape.stride[axis];
     positions[axis] = divide_up(out_size[axis], phases[axis]);
-    axes_[axis] = forward ? forward_axis(shape, axis) : input_grad_axis(shape, axis);
+    axes_[axis] = conv_axis(shape, direction, axis);
     step[axis] = axes_[axis].step;
   }
   choose_patch(weights);
@@ -127,94 +66,6 @@ int64_t ConvPlan::strip_rows(int64_t strip_channels) const {
   int64_t rows = tile(strip_channels, patch[0], patch[1]).rows;
   if (rows * width % vectors_.lanes != 0) rows = round_up(divide_up(kStripPositions, width), rows);
   return std::min(rows, patch[0]);
-}
-
-// Cycles of a unit of patches of rows x cols positions.
-double ConvPlan::unit_cost(int64_t rows, int64_t cols, int64_t kept) const {
-  const int64_t limit = vectors_.tile_limit, lanes = vectors_.lanes;
-  const int64_t down = axes_[0].entries(rows), across = axes_[1].entries(cols);
-  const double slab = static_cast<double>(source_channels * down * across);
-  // Patches as wide as the image are moved as one run, others row by row in whole vectors.
-  const bool whole_rows = cols == positions[1];
-  const double packed = slab / across * (whole_rows ? across : round_up(across, lanes) + lanes);
-  const double unpacked = static_cast<double>(out_channels * rows * phases[0]) *
-                          (whole_rows ? out_size[1] : round_up(cols * phases[1], lanes));
-  const int64_t tile_cols = divide_up(cols, divide_up(cols, limit));
-  const double tiles = static_cast<double>(divide_up(rows * divide_up(cols, tile_cols) * tile_cols, limit));
-  const double load = slab * vectors_.bytes <= kSlabBytes ? kCycles.load : kCycles.far_load;
-  return kCycles.pack * packed + kCycles.unpack * unpacked +
-         static_cast<double>(kept) * (load * static_cast<double>(rows * cols) + kCycles.weight * tiles);
-}
-
-// The positions at which a tap reads a source entry, not padding.
-ConvRect ConvPlan::clip(int64_t row_tap, int64_t col_tap) const {
-  ConvRect result;
-  const int64_t index[2] = {row_tap, col_tap};
-  for (int axis = 0; axis < 2; ++axis) {
-    const Axis& along = axes_[axis];
-    const int64_t first = along.sections[along.tap_section[index[axis]]].first + along.tap_shift[index[axis]];
-    const int64_t of_phase = divide_up(out_size[axis] - along.tap_phase[index[axis]], phases[axis]);
-    result.begin[axis] = std::clamp<int64_t>(-first, 0, of_phase);
-    result.end[axis] = std::clamp<int64_t>(source_size[axis] - first, result.begin[axis], of_phase);
-  }
-  return result;
-}
-
-// Cycles of a unit of `vectors` vectors of whole images.
-double ConvPlan::clipped_cost(int64_t vectors, const ConvWeights& weights) const {
-  const int64_t rows = static_cast<int64_t>(axes_[0].tap_shift.size()), cols = static_cast<int64_t>(axes_[1].tap_shift.size());
-  double reads = 0, tiles = 0, sums = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t col = 0; col < cols; ++col) {
-      const ConvRect rect = clip(row, col);
-      const int64_t size = (rect.end[0] - rect.begin[0]) * (rect.end[1] - rect.begin[1]) * vectors;
-      reads += static_cast<double>(size);
-      tiles += static_cast<double>(divide_up(size, vectors_.tile_limit));
-      sums += kCycles.list + kCycles.sum * static_cast<double>(size);
-    }
-  }
-  const double slab = static_cast<double>(source_channels * source_size[0] * source_size[1] * vectors);
-  const double out = static_cast<double>(out_channels * out_size[0] * out_size[1] * vectors);
-  const double load = slab * vectors_.bytes <= kSlabBytes ? kCycles.load : kCycles.far_load;
-  const double groups = static_cast<double>(divide_up(out_channels, weights.height));
-  return kCycles.pack * slab + kCycles.unpack * out + sums * groups +
-         static_cast<double>(weights.kept) / static_cast<double>(rows * cols) * (load * reads + kCycles.weight * tiles);
-}
-
-// The cut that costs the least: small patches waste no lanes and leave the slab in cache, large ones have smaller halos
-// and more products per weight.
-void ConvPlan::choose_patch(const ConvWeights& weights) {
-  // Of the patches that cut an axis into equally many parts the smallest; the next part count that makes it smaller.
-  const auto next_smaller = [](int64_t size, int64_t part) {
-    return part == 1 ? 0 : divide_up(size, divide_up(size, part - 1));
-  };
-  double least = std::numeric_limits<double>::infinity();
-  for (int64_t rows = positions[0]; rows > 0; rows = next_smaller(positions[0], rows)) {
-    for (int64_t cols = positions[1]; cols > 0; cols = next_smaller(positions[1], cols)) {
-      const int64_t patches = divide_up(positions[0], rows) * divide_up(positions[1], cols);
-      const double cost = static_cast<double>(divide_up(batch * patches, vectors_.lanes)) * unit_cost(rows, cols, weights.kept);
-      if (cost < least) {
-        least = cost;
-        patch[0] = rows;
-        patch[1] = cols;
-      }
-    }
-  }
-  clipped = false;
-  depth = 1;
-  constexpr int64_t kMostVectors = 64;  // of a clipped patch: its sums stay in L1
-  const int64_t images = positions[0] * positions[1];
-  if (step[0] != 1 || step[1] != 1 || images > kMostVectors) return;
-  const int64_t deepest = phase_count() > 1 ? 1 : kMostVectors / images;
-  for (int64_t vectors = 1; vectors <= deepest; vectors *= 2) {
-    const double cost = static_cast<double>(divide_up(batch, vectors_.lanes * vectors)) * clipped_cost(vectors, weights);
-    if (cost >= least) continue;
-    least = cost;
-    clipped = true;
-    depth = vectors;
-    patch[0] = positions[0];
-    patch[1] = positions[1];
-  }
 }
 
 void ConvPlan::place_taps(const int64_t* kernel) {
@@ -269,8 +120,9 @@ void ConvPlan::place_clipped(const int64_t* kernel) {
   rect = rect_.data();
 }
 
-// Columns divide by the number of taps: by multiplication with a rounded-up 2^64 / taps, exact for 32-bit numbers
-// (Lemire, Kaser, Kurz, "Faster remainder by direct computation", 2019).
+// Columns divide by the number of taps: by multiplication with a rounded-up
+// 2^64 / taps, exact for 32-bit numbers (Lemire, Kaser, Kurz, "Faster remainder
+// by direct computation", 2019).
 inline int64_t ConvPlan::channel_of(int64_t column) const {
   if (taps == 1) return column;
   const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;
@@ -321,9 +173,9 @@ void ConvPlan::place_region() {
     return;
   }
   for (int axis = 0; axis < 2; ++axis) {
-    const Axis& along = axes_[axis];
+    const ConvAxis& along = axes_[axis];
     int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
-    for (const Section& section : along.sections) {
+    for (const ConvAxis::Section& section : along.sections) {
       low = std::min(low, section.first);
       high = std::max(high, section.first + (patch[axis] - 1 + section.shifts) * along.step + 1);
     }
@@ -336,11 +188,11 @@ void ConvPlan::place_region() {
   }
   map_.assign(region[0] * region[1], -1);
   int64_t slab_row = 0;
-  for (const Section& down : axes_[0].sections) {
+  for (const ConvAxis::Section& down : axes_[0].sections) {
     for (int64_t r = 0; r < patch[0] + down.shifts; ++r) {
       const int64_t row = down.first + r * axes_[0].step - region_begin[0];
       int64_t slab = (slab_row + r) * row_stride;
-      for (const Section& across : axes_[1].sections) {
+      for (const ConvAxis::Section& across : axes_[1].sections) {
         for (int64_t c = 0; c < patch[1] + across.shifts; ++c) {
           const int64_t col = across.first + c * axes_[1].step - region_begin[1];
           if (row >= 0 && row < region[0] && col >= 0 && col < region[1]) {

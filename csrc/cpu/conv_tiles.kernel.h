@@ -1,5 +1,6 @@
-// Register tiles that walk a slab (see conv_plan.h): positions of the patches, times the channels of a strip, which
-// share one list of taps. No include guard: compiled once per tier and kernel file.
+// Register tiles that walk a slab (see conv_plan.h): positions of the patches,
+// times the channels of a strip, which share one list of taps. No include
+// guard: compiled once per tier and kernel file.
 
 #include "cpu/conv_pack.kernel.h"
 
@@ -7,13 +8,15 @@ namespace snipkern {
 namespace SNIPKERN_TIER {
 namespace {
 
-// Sums of one register tile: 16 of 32 registers, or 12 of 16, leave room for the operands.
+// Sums of one register tile: 16 of 32 registers, or 12 of 16, leave room for
+// the operands.
 constexpr int kTileLimit = SNIPKERN_VECTOR_BYTES == 64 ? 16 : 12;
-// Most channels of a strip, a power of two; these take turns at reading a vector of the slab once.
+// Most channels of a strip, a power of two; these take turns at reading a
+// vector of the slab once.
 constexpr int kStripLimit = SNIPKERN_VECTOR_BYTES == 64 ? 8 : 4;
 
-// What a strip of channels sums: slab offsets of the taps, in vectors, and each channel's values, `pitch` apart (null
-// for a weight gradient).
+// What a strip of channels sums: slab offsets of the taps, in vectors, and each
+// channel's values, `pitch` apart (null for a weight gradient).
 template <typename A>
 struct TapList {
   const int32_t* offsets;
@@ -22,7 +25,8 @@ struct TapList {
   int64_t pitch;
 };
 
-// Positions in a buffer of vectors: sums to write or gradients to read, of each channel of a strip.
+// Positions in a buffer of vectors: sums to write or gradients to read, of each
+// channel of a strip.
 template <typename A>
 struct Tile {
   A* data;
@@ -30,8 +34,8 @@ struct Tile {
   int64_t channel;   // and between channels
 };
 
-// Sums every tap of the list at kRows x kCols positions, for kStrip channels, on top of their bias, or of what `out` holds
-// where that is null.
+// Sums every tap of the list at kRows x kCols positions, for kStrip channels,
+// on top of their bias, or of what `out` holds where that is null.
 template <typename A, int kStrip, int kRows, int kCols>
 void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* bias, const Tile<A>& out) {
   constexpr int kN = kLanes<A>;
@@ -66,8 +70,8 @@ void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* b
   }
 }
 
-// Adds to dots[k][s], vectors, the products of channel s's gradient at kRows x kCols positions with what tap k reads
-// there. The gradient stays in registers.
+// Adds to dots[k][s], vectors, the products of channel s's gradient at kRows x
+// kCols positions with what tap k reads there. The gradient stays in registers.
 template <typename A, int kStrip, int kRows, int kCols>
 void dot_tile(const TapList<A>& list, const A* x, int64_t row_stride, const Tile<const A>& grad, A* dots) {
   constexpr int kN = kLanes<A>;
@@ -119,7 +123,8 @@ struct TileTable {
 template <typename A, int kStrip>
 constexpr TileTable<A, kStrip> kTiles{};
 
-// Calls body(row, column, rows, columns) for tiles that cover the positions of a rectangle.
+// Calls body(row, column, rows, columns) for tiles that cover the positions of
+// a rectangle.
 template <typename Body>
 inline void for_each_tile(const ConvTile& tile, const ConvRect& rect, const Body& body) {
   int64_t rows = tile.rows;

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snipkern.topology import Topology
+from snipkern.topology import BlockTopology, Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
 
@@ -50,7 +50,8 @@ def sparse_conv2d(
         x: ``[batch, channels, height, width]`` or ``[channels, height, width]``.
         values: ``[kept]``, of x's dtype: the kept weights in row-major order.
         bias: ``[out_channels]`` or None.
-        topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``.
+        topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``; a block topology, of its
+            view ``[out_channels, everything else]``, takes the block kernels.
         stride, padding, dilation: Height and width.
 
     Returns:
@@ -65,9 +66,12 @@ def sparse_conv2d(
             f" (got {list(x.shape)})"
         )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y = torch.ops.snipkern.conv2d_csr(
-        batched, values, bias, topology.on(x.device), shape, list(stride), list(padding), list(dilation)
-    )
+    window = list(stride), list(padding), list(dilation)
+    index = topology.on(x.device)
+    if isinstance(topology, BlockTopology):
+        y = torch.ops.snipkern.conv2d_bsr(batched, values, bias, index, shape, *topology.block, *window)
+    else:
+        y = torch.ops.snipkern.conv2d_csr(batched, values, bias, index, shape, *window)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
