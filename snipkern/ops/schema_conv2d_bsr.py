@@ -13,12 +13,12 @@ from torch import Tensor
 from snipkern.ops.checks import (
     require,
     require_bias,
-    require_block_topology,
     require_float,
     require_geometry,
     require_like,
 )
 from snipkern.ops.schema import op
+from snipkern.ops.schema_bsr import require_block_topology
 
 
 def require_blocks(
