@@ -198,7 +198,7 @@ void convolve(const Convolution<T>& call, const TaskRunner& run) {
   buffer_vectors *= plan.phases[0] * plan.out_vectors();
   // Small images are written back a few channels at a time, so that vectors are
   // whole.
-  const int64_t pitch = plan.patch_vectors() * plan.phase_count();
+  const int64_t pitch = plan.patch[0] * plan.phases[0] * plan.out_vectors();
   const int64_t batch = plan.adjoining_channels() ? gathered_channels(plan) : 0;
   buffer_vectors += batch * pitch;
   const PackedSource<T> source(plan, call.source, split_up.parts > 1, run);

@@ -155,10 +155,10 @@ ERRORS = {
         (1, lambda values: values[None], "values must be [kept] (got [1, 108])"),
         (1, lambda values: values[1:], COUNT.format(107)),
         (2, lambda bias: bias[1:], "bias must be [6] (got [5])"),
-        (3, lambda index: index[1:], SHAPE.format(108, "2 x 3", [72])),
+        (3, lambda index: index[1:], SHAPE.format(108, "2 x 3", [74])),
         (4, to([6, 4, 9]), "weight_shape must be [out_channels, in_channels, height, width] (got [6, 4, 9])"),
         (5, to(0), "a block must not be empty (got 0 x 3)"),
-        (6, to(4), SHAPE.format(108, "2 x 4", [73])),
+        (6, to(5), SHAPE.format(108, "2 x 5", [75])),
     ),
     "conv2d_bsr_input_grad": (
         (0, lambda grad: grad[0], "grad must be [batch, 6, 9, 11] (got [6, 9, 11])"),
