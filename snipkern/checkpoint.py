@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from snipkern.masks import Mask
 from snipkern.nn import convert
-from snipkern.nn.sparse import MASK_SUFFIX, SparseWeight
+from snipkern.nn.sparse import BLOCK_SUFFIX, MASK_SUFFIX, SparseWeight
+from snipkern.pool import Prunable
 from snipkern.prune import masked_pool
 
 __all__ = ["dense_state_dict", "load_"]
@@ -30,6 +31,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         del state[name + MASK_SUFFIX]
         if isinstance(module, SparseWeight) and leaf == "weight":
             del state[name + VALUES_SUFFIX]
+            state.pop(name + BLOCK_SUFFIX, None)
             state[name] = module.weight.detach()
     return state
 
@@ -80,16 +82,24 @@ def _sparsify_like(model: nn.Module, names: list[str], state_dict: Mapping[str, 
         if name + VALUES_SUFFIX in state_dict:
             expected[name + VALUES_SUFFIX] = torch.Size([masks[name].count()])
             del expected[name]
+            if name + BLOCK_SUFFIX in state_dict:
+                expected[name + BLOCK_SUFFIX] = torch.Size([2])
     got = {key: value.shape for key, value in state_dict.items() if isinstance(value, Tensor)}
     if got != expected:
         wrong = sorted(key for key in got.keys() | expected.keys() if got.get(key) != expected.get(key))
         shown = ", ".join(f"{k}: {_size(expected.get(k))} in the model, {_size(got.get(k))} given" for k in wrong[:3])
         raise ValueError(f"load_: the state dict must fit the model (got {len(wrong)} differences: {shown})")
-    conversions = [
-        convert.prepare(entry.module, entry.name, masks[entry.fqn], entry.fqn + VALUES_SUFFIX in state_dict)
-        for entry in masked_pool(model, masks)
-    ]
-    convert.apply_(model, conversions)
+    convert.apply_(model, [_prepare(entry, masks[entry.fqn], state_dict) for entry in masked_pool(model, masks)])
+
+
+def _prepare(entry: Prunable, mask: Mask, state_dict: Mapping[str, Any]) -> convert.Conversion:
+    saved = state_dict.get(entry.fqn + BLOCK_SUFFIX)
+    block = None if saved is None else tuple(int(size) for size in saved)
+    sparse = entry.fqn + VALUES_SUFFIX in state_dict
+    try:
+        return convert.prepare(entry.module, entry.name, mask, sparse, cast("tuple[int, int] | None", block))
+    except ValueError as error:
+        raise ValueError(f"load_: the block of {entry.fqn!r} must fit its mask ({error})") from None
 
 
 def _size(shape: torch.Size | None) -> str:

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from snipkern import backends, optim, report
+from snipkern import backends, optim, options, report
 from snipkern import engine as engines
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count, select
+from snipkern.select_block import block_masks, has_room
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
@@ -86,15 +87,16 @@ def plan(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Plan:
     """Scores a model and decides what to keep, changing nothing. Arguments and errors as for :func:`prune_`."""
-    kept = _requested(keep, sparsity)
-    _one_of("criterion", criterion, CRITERIA)
-    _one_of("engine", engine, engines.ENGINES)
+    kept = options.keep_of(keep, sparsity)
+    options.one_of("criterion", criterion, CRITERIA)
+    block = options.block_of(engine, block)
     if preset is not None:
-        _one_of("preset", preset, PRESETS)
+        options.one_of("preset", preset, PRESETS)
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
     paper = preset == "paper"
@@ -102,7 +104,9 @@ def plan(
     kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
     found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, redraw=paper, progress=progress)
     masks = select(found.pairs, kept)
-    return Plan(masks, _layers(model, pool, masks, engine, found.rows), model, pool, optimizer)
+    if block is not None:
+        masks = block_masks(found.pairs, masks, block)
+    return Plan(masks, _layers(model, pool, masks, engine, found.rows, block), model, pool, optimizer)
 
 
 def prune_(
@@ -117,6 +121,7 @@ def prune_(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Pruned:
@@ -140,7 +145,10 @@ def prune_(
             of two or more dimensions, but no embeddings, norms or biases.
         preset: ``"paper"``: as the published code does: biases pooled as well, scored on a fresh draw of the weights
             (variance scaling) while training starts from the model's own.
-        engine: ``"auto"`` (fastest by the cost model), ``"csr"`` or ``"masked"``.
+        engine: ``"auto"`` (fastest by the cost model), ``"bsr"`` (with ``block``), ``"csr"`` or ``"masked"``.
+        block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
+            keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
+            of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
         progress: Show a progress bar while scoring.
 
@@ -166,6 +174,7 @@ def prune_(
         filter_fn=filter_fn,
         preset=preset,
         engine=engine,
+        block=block,
         optimizer=optimizer,
         progress=progress,
     ).apply_()
@@ -176,6 +185,7 @@ def sparsify_(
     masks: Mapping[str, Mask],
     *,
     engine: str = "auto",
+    block: tuple[int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Pruned:
     """Converts a dense model in place with masks that are given, by parameter name.
@@ -184,13 +194,15 @@ def sparsify_(
         model: Dense. Its pruned weights are dropped.
         masks: ``{parameter name: Mask}``, each of its parameter's shape; parameters without one stay as they are.
         engine, optimizer: As for :func:`prune_`.
+        block: Height and width, for masks that keep whole blocks: to compute with those.
 
     Raises:
-        ValueError: For an unknown name or a mask of another shape; the model is untouched.
+        ValueError: For an unknown name, a mask of another shape, or one that keeps a part of a block; the model is
+            untouched.
     """
-    _one_of("engine", engine, engines.ENGINES)
+    block = options.block_of(engine, block)
     pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {})
+    layers = _layers(model, pool, masks, engine, {}, block)
     return _convert(model, pool, Pruned(dict(masks), layers), optimizer)
 
 
@@ -212,30 +224,20 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     return pool
 
 
-def _requested(keep: float | None, sparsity: float | None) -> float:
-    if (keep is None) == (sparsity is None):
-        raise ValueError(f"prune: give either keep or sparsity (got keep={keep!r}, sparsity={sparsity!r})")
-    if keep is not None:
-        return keep
-    assert sparsity is not None
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise ValueError(f"prune: sparsity must be a fraction in [0, 1) (got {sparsity!r})")
-    return 1.0 - sparsity
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
-
-
 def _layers(
-    model: nn.Module, pool: list[Prunable], masks: Mapping[str, Mask], engine: str, rows: Mapping[str, int]
+    model: nn.Module,
+    pool: list[Prunable],
+    masks: Mapping[str, Mask],
+    engine: str,
+    rows: Mapping[str, int],
+    block: tuple[int, int] | None,
 ) -> list[report.Layer]:
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
         mask, shape = masks[entry.fqn], tuple(entry.parameter.shape)
         obstacle = convert.sparse_obstacle(entry.module, entry.name, entry.shared, entry.module in read_elsewhere)
+        kept_block = block if block is not None and has_room(shape, block) else None
         choice = engines.choose(
             engine,
             obstacle=obstacle,
@@ -246,21 +248,23 @@ def _layers(
             kept=mask.count(),
             rows=rows.get(entry.module_fqn),
             device=entry.parameter.device,
+            block=kept_block,
         )
         kind = type(entry.module).__name__
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice.engine, choice.reason))
+        layers.append(
+            report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice.engine, choice.reason, kept_block)
+        )
     return layers
 
 
 def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
     """Prepares every conversion and checks everything, then changes the model."""
     conversions = [
-        convert.prepare(entry.module, entry.name, pruned.masks[entry.fqn], layer.engine == "csr")
-        for entry, layer in zip(pool, pruned.layers, strict=True)
+        _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
     ]
     if optimizer is not None:
         optim.check(optimizer, conversions)
-    if any(layer.engine == "csr" for layer in pruned.layers) and backends.missing_kernels():
+    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
         warnings.warn(
             f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
         )
@@ -268,3 +272,11 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     return Pruned(pruned.masks, pruned.layers)
+
+
+def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
+    block = layer.block if layer.engine == "bsr" else None
+    try:
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
+    except ValueError as error:
+        raise ValueError(f"prune: the mask of {entry.fqn!r} does not fit ({error})") from None

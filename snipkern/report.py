@@ -24,8 +24,9 @@ class Layer:
         kind: Class of its module.
         shape: Of the dense weight.
         kept, numel: Kept weights and all of them.
-        engine: How the layer computes: "csr" or "masked".
+        engine: How the layer computes: "bsr", "csr" or "masked".
         reason: Why that engine.
+        block: Height and width of the blocks that are kept, or None: single weights.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layer:
     numel: int
     engine: str
     reason: str
+    block: tuple[int, int] | None = None
 
     @property
     def density(self) -> float:
@@ -53,6 +55,9 @@ def table(layers: Sequence[Layer], title: str) -> str:
     grid.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
     grid.add_column("of", f"{numel:,}", justify="right", no_wrap=True)
     grid.add_column("density", f"{kept / max(numel, 1):.2%}", justify="right", no_wrap=True)
+    blocks = any(layer.block for layer in layers)
+    if blocks:
+        grid.add_column("block", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
     grid.add_column("why")
     for layer in layers:
@@ -64,6 +69,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.kept:,}",
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
+            *(["x".join(map(str, layer.block or (1, 1)))] if blocks else []),
             layer.engine,
             layer.reason,
         )

@@ -14,7 +14,7 @@ from snipkern.masks import Mask
 from snipkern.ops.checks import FLOATS
 from snipkern.ops.reference import sum_dtype
 
-__all__ = ["FLOATS", "assert_close", "dense_weight", "random_mask", "run_on", "tiers", "tolerance"]
+__all__ = ["FLOATS", "assert_close", "dense_weight", "random_block_mask", "random_mask", "run_on", "tiers", "tolerance"]
 
 # Standard deviations that a sum's rounding error may reach in units of its random-walk bound.
 CONFIDENCE = 8.0
@@ -111,6 +111,21 @@ def random_mask(shape: Sequence[int], density: float, generator: torch.Generator
         if rows.shape[1] >= 4:
             rows[:, rows.shape[1] // 2] = False
     return Mask.from_dense(kept)
+
+
+def random_block_mask(shape: Sequence[int], block: tuple[int, int], density: float, generator: torch.Generator) -> Mask:
+    """A random mask of whole blocks; grids of 4 or more get hazards as in :func:`random_mask`.
+
+    Args:
+        shape: Rows and columns of the weight.
+        block: Height and width; blocks on the far edges are cut off.
+        density: Share of kept blocks, in [0, 1].
+        generator: CPU generator that the mask is drawn from.
+    """
+    grid = [-(-size // side) for size, side in zip(shape, block, strict=True)]
+    kept = random_mask(grid, density, generator).to_dense()
+    whole = kept.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return Mask.from_dense(whole[: shape[0], : shape[1]])
 
 
 def dense_weight(values: Tensor, mask: Mask) -> Tensor:

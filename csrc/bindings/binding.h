@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <atomic>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "bindings/checks.h"
 #include "cpu/denormals.h"
 #include "cpu/dtype.h"
+#include "cpu/memory.h"
 #include "cpu/tasks.h"
 
 namespace snipkern {
@@ -38,6 +40,13 @@ inline DType kernel_dtype(const char* op, const Tensor& tensor) {
 // Expanded and transposed tensors reach kernels as they come: stride-0 gradients of sum(), for one.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A new tensor to be written whole.
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  Tensor output = torch::stable::new_empty(like, sizes);
+  prefer_huge_pages(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
+  return output;
 }
 
 // Torch's thread pool. Tasks are handed out one by one, so that a busy core takes fewer of them. All compute with exact

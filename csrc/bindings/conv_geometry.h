@@ -5,7 +5,6 @@
 
 #include "bindings/binding.h"
 #include "cpu/conv_plan.h"
-#include "cpu/memory.h"
 
 namespace snipkern {
 
@@ -76,13 +75,6 @@ void require_grad(const char* op, const Tensor& grad, const Conv2dShape& shape, 
 inline void require_values(const char* op, const Tensor& values, const Tensor& like, const char* like_name) {
   SNIPKERN_REQUIRE(values.dim() == 1, op, Sizes{values}, "values must be [kept]");
   require_like(op, "values", values, like, like_name);
-}
-
-// Images of tens of MB would cost a page fault for every 4 KiB.
-inline Tensor new_output(const Tensor& like, const Ints& sizes) {
-  Tensor output = torch::stable::new_empty(like, sizes);
-  prefer_huge_pages(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
-  return output;
 }
 
 }  // namespace snipkern

@@ -32,7 +32,7 @@ Tensor sddmm_csr_cpu(const Tensor& a, const Tensor& b, const Tensor& topology, i
   require_like(kOp, "b", b, a, "a");
   const TopologyView view(kOp, topology, nnz, rows, cols);
   const Tensor left = as_contiguous(a), right = as_contiguous(b);
-  Tensor values = torch::stable::new_empty(a, {nnz});
+  Tensor values = new_output(a, {nnz});
   sddmm_csr(value_grad(kOp, left, right, view, rows, cols, values), run_tasks);
   return values;
 }
@@ -50,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor> spmm_csr_backward_cpu(const Tensor& grad, con
   require_like(kOp, "values", values, x, "x");
   const TopologyView view(kOp, topology, values.numel(), rows, cols);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
-  Tensor grad_x = torch::stable::new_empty(x, {x.size(0), cols});
-  Tensor grad_values = torch::stable::new_empty(x, {values.numel()});
-  Tensor grad_bias = torch::stable::new_empty(x, {with_bias ? rows : 0});
+  Tensor grad_x = new_output(x, {x.size(0), cols});
+  Tensor grad_values = new_output(x, {values.numel()});
+  Tensor grad_bias = new_output(x, {with_bias ? rows : 0});
   SddmmCsr call = value_grad(kOp, dy, x_rows, view, rows, cols, grad_values);
   call.bias = with_bias ? grad_bias.mutable_data_ptr() : nullptr;
   SpmmCsr input_grad{};

@@ -17,7 +17,7 @@ Tensor spmm_csr_cpu(const Tensor& x, const Tensor& values, const std::optional<T
   const TopologyView view(kOp, topology, values.numel(), rows, cols);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
-  Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
+  Tensor y = new_output(x, {x.size(0), outputs});
   SpmmCsr call{};
   call.dtype = kernel_dtype(kOp, x);
   call.x = x_rows.const_data_ptr();

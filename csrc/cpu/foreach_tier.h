@@ -20,6 +20,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__x86_64__)
+#  include <immintrin.h>  // whose functions carry their own targets
+#endif
+
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 

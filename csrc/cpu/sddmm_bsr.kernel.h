@@ -11,47 +11,48 @@ constexpr int64_t kDotSamples = 256;
 // Bytes of the list's operand that are read again and again: half of a core's L2.
 constexpr int64_t kDotBytes = 1 << 20;
 
-// A matrix of pairs: features of one packed operand that follow one another (rows of W; with kTranspose columns) with
-// those of the other that a list of blocks names.
+// Tiles of one width of both packed operands: the one whose features a list of blocks shares (rows of W; for block
+// columns its columns), and the one whose features it lists.
 template <typename A>
 struct DotPanel {
-  const Tiling<A>& tiling;
-  int64_t begin, end;                       // tiles
-  const A *fixed, *listed;                  // packed
-  int64_t fixed_features, listed_features;  // of the packed operands
+  const A *fixed, *listed;          // the first tile
+  int64_t fixed_step, listed_step;  // from one tile to the next
+  int64_t tiles, stride;            // elements of a feature in a tile
 };
 
-// Listed features, and where their products with fixed feature 0 of the list belong.
+// Listed features, as offsets in a tile, and where their products with the first of the shared ones belong.
 template <typename A>
 struct DotGroup {
   int count = 0;
-  int64_t feature[kLanes<A>], place[kLanes<A>];
+  int64_t offset[kLanes<A>], place[kLanes<A>];
 };
 
 // Dot products of kFixed features with kLanes / kFixed of a group: lane [fixed][listed], transposed [listed][fixed].
 template <typename A, int kFixed, bool kTranspose>
-Vec<A> dot_pairs(const DotPanel<A>& panel, int64_t fixed, const int64_t* listed) {
+inline __attribute__((always_inline)) Vec<A> dot_pairs(const DotPanel<A>& panel, const A* left, const int64_t* listed) {
   constexpr int kN = kLanes<A>, kListed = kN / kFixed;
-  Vec<A> sum[kN] = {};
-  for (int64_t tile = panel.begin; tile < panel.end; ++tile) {
-    const int64_t stride = panel.tiling.vectors(tile) * kN;
-    const A* left = panel.fixed + panel.tiling.offset(tile, panel.fixed_features) + fixed * stride;
-    const A* right = panel.listed + panel.tiling.offset(tile, panel.listed_features);
-    const A* from[kListed];
-    SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) from[l] = right + listed[l] * stride;
+  const int64_t stride = panel.stride;
+  Vec<A> sum[kListed][kFixed];
+  SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) {
+    SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) sum[l][f] = Vec<A>{};
+  }
+  const A* from[kListed];
+  SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) from[l] = panel.listed + listed[l];
+  for (int64_t tile = 0, right = 0; tile < panel.tiles; ++tile, left += panel.fixed_step, right += panel.listed_step) {
     for (int64_t at = 0; at < stride; at += kN) {
       Vec<A> row[kFixed];
       SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) row[f] = load(left + f * stride + at);
       SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) {
-        const Vec<A> other = load(from[l] + at);
-        SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) {
-          Vec<A>& pair = sum[kTranspose ? l * kFixed + f : f * kListed + l];
-          pair = multiply_add<A>(row[f], other, pair);
-        }
+        const Vec<A> other = load(from[l] + right + at);
+        SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) sum[l][f] = multiply_add<A>(row[f], other, sum[l][f]);
       }
     }
   }
-  return sum_rows<A>(sum);
+  Vec<A> pairs[kN];
+  SNIPKERN_UNROLL for (int l = 0; l < kListed; ++l) {
+    SNIPKERN_UNROLL for (int f = 0; f < kFixed; ++f) pairs[kTranspose ? l * kFixed + f : f * kListed + l] = sum[l][f];
+  }
+  return sum_rows<A>(pairs);
 }
 
 template <typename A, int kCount>
@@ -68,9 +69,10 @@ template <typename A, int kFixed, bool kTranspose>
 void dot_strip(const DotPanel<A>& panel, const DotGroup<A>& group, int64_t feature, int64_t fixed, int64_t step,
                bool first, A* sums) {
   constexpr int kN = kLanes<A>, kListed = kN / kFixed;
+  const A* left_tile = panel.fixed + (feature + fixed) * panel.stride;
   for (int done = 0; done < group.count; done += kListed) {
     alignas(64) A pairs[kN];
-    store(pairs, dot_pairs<A, kFixed, kTranspose>(panel, feature + fixed, group.feature + done));
+    store(pairs, dot_pairs<A, kFixed, kTranspose>(panel, left_tile, group.offset + done));
     const int left = std::min(kListed, group.count - done);
     if constexpr (kTranspose) {  // the fixed features are columns, whose values are neighbours
       for (int l = 0; l < left; ++l)
@@ -87,7 +89,7 @@ template <typename A, bool kTranspose>
 void dot_group(const DotPanel<A>& panel, DotGroup<A>& group, int64_t feature, int64_t features, int64_t step,
                bool first, A* sums) {
   constexpr int kMost = kLanes<A> >= 8 ? 4 : 2;
-  for (int i = group.count; i < kLanes<A>; ++i) group.feature[i] = group.feature[0];
+  for (int i = group.count; i < kLanes<A>; ++i) group.offset[i] = group.offset[0];
   int64_t fixed = 0;
   for (; fixed + kMost <= features; fixed += kMost) {
     dot_strip<A, kMost, kTranspose>(panel, group, feature, fixed, step, first, sums);
@@ -110,7 +112,7 @@ void dot_block_row(const DotPanel<A>& panel, const BsrIndex& index, int64_t bloc
   for (; k < end; ++k) {
     const int64_t width = index.width(index.col[k]), column = index.col[k] * index.block_width;
     for (int64_t c = 0; c < width; ++c) {
-      group.feature[group.count] = column + c;
+      group.offset[group.count] = (column + c) * panel.stride;
       group.place[group.count] = place++;
       if (++group.count == kLanes<A>) dot_group<A, false>(panel, group, feature, height, run, first, sums);
     }
@@ -128,7 +130,7 @@ void dot_block_col(const DotPanel<A>& panel, const BsrIndex& index, int64_t bloc
     const int64_t block_row = index.row[k], run = index.run_length(block_row), height = index.height(block_row);
     int64_t place = index.position(block_row, index.order[k]);
     for (int64_t r = 0; r < height; ++r, place += run) {
-      group.feature[group.count] = block_row * index.block_height + r;
+      group.offset[group.count] = (block_row * index.block_height + r) * panel.stride;
       group.place[group.count] = place;
       if (++group.count == kLanes<A>) dot_group<A, true>(panel, group, feature, width, 1, first, sums);
     }
@@ -143,17 +145,22 @@ void dot_lists(const BsrIndex& index, const Tiling<A>& tiling, const A* a, const
   const int32_t *ptr = kTranspose ? index.col_ptr : index.ptr, *other = kTranspose ? index.row : index.col;
   const int64_t block = kTranspose ? index.block_height : index.block_width;
   const int64_t blocks = kTranspose ? index.block_rows() : index.block_cols();
+  const int64_t fixed_features = kTranspose ? index.cols : index.rows;
+  const int64_t listed_features = kTranspose ? index.rows : index.cols;
   const int64_t tiles = tiling.tiles(), section = std::max<int64_t>(1, kDotSamples / tiling.samples());
-  DotPanel<A> panel{tiling,
-                    0,
-                    0,
-                    kTranspose ? b : a,
-                    kTranspose ? a : b,
-                    kTranspose ? index.cols : index.rows,
-                    kTranspose ? index.rows : index.cols};
-  for (panel.begin = 0; panel.begin < tiles; panel.begin = panel.end) {
-    panel.end = std::min(tiles, panel.begin + section);
-    const int64_t bytes = (panel.end - panel.begin) * tiling.samples() * static_cast<int64_t>(sizeof(A)) * block;
+  for (int64_t tile = 0, count; tile < tiles; tile += count) {
+    // The last tile can be narrower.
+    const int vectors = tiling.vectors(tile);
+    count = std::min(section, tiles - tile);
+    while (tiling.vectors(tile + count - 1) != vectors) --count;
+    DotPanel<A> panel{};
+    panel.fixed = (kTranspose ? b : a) + tiling.offset(tile, fixed_features);
+    panel.listed = (kTranspose ? a : b) + tiling.offset(tile, listed_features);
+    panel.fixed_step = tiling.samples() * fixed_features;
+    panel.listed_step = tiling.samples() * listed_features;
+    panel.tiles = count;
+    panel.stride = vectors * kLanes<A>;
+    const int64_t bytes = count * panel.stride * static_cast<int64_t>(sizeof(A)) * block;
     const int64_t step = std::max<int64_t>(1, kDotBytes / bytes);
     for (int64_t first = 0; first < blocks; first += step) {
       const int64_t limit = std::min(blocks, first + step);
@@ -163,9 +170,9 @@ void dot_lists(const BsrIndex& index, const Tiling<A>& tiling, const A* a, const
         if (limit < blocks) to = std::lower_bound(from, to, limit);
         if (from == to) continue;
         if constexpr (kTranspose) {
-          dot_block_col<A>(panel, index, list, from - other, to - other, panel.begin == 0, sums);
+          dot_block_col<A>(panel, index, list, from - other, to - other, tile == 0, sums);
         } else {
-          dot_block_row<A>(panel, index, list, from - other, to - other, panel.begin == 0, sums);
+          dot_block_row<A>(panel, index, list, from - other, to - other, tile == 0, sums);
         }
       }
     }

@@ -11,12 +11,15 @@ namespace SNIPKERN_TIER {
 namespace {
 
 // One tile's share of one kept weight's sum, lane by lane.
-template <typename A, int kVectors>
-inline __attribute__((always_inline)) Vec<A> dot_lanes(const Vec<A>* left, const A* right) {
-  Vec<A> low = left[0] * load(right), high{};
+template <int kLines, typename S, typename V>
+inline __attribute__((always_inline)) V dot_lanes(const V* left, const S* b, int64_t feature) {
+  constexpr int kVectors = kLines * kLineVectors<S>;
+  V right[kVectors];
+  load_feature<kLines>(b, feature, right);
+  V low = left[0] * right[0], high{};
   SNIPKERN_UNROLL for (int v = 1; v < kVectors; ++v) {
-    Vec<A>& half = v % 2 ? high : low;
-    half = multiply_add<A>(left[v], load(right + v * kLanes<A>), half);
+    V& half = v % 2 ? high : low;
+    half += left[v] * right[v];
   }
   return low + high;
 }
@@ -24,8 +27,8 @@ inline __attribute__((always_inline)) Vec<A> dot_lanes(const Vec<A>* left, const
 // One tile's share of the sums of rows [begin, end), stored or, unless it is the first, added: for each kept weight
 // kVectors products, and for every kLanes weights one joint horizontal sum. What is left of a row waits for that of
 // the next ones.
-template <typename A, int kVectors>
-void dot_rows(const SddmmCsr& call, const A* a, const A* b, int64_t begin, int64_t end, bool first, A* sums) {
+template <int kLines, typename S, typename A>
+void dot_rows(const SddmmCsr& call, const S* a, const S* b, int64_t begin, int64_t end, bool first, A* sums) {
   constexpr int kN = kLanes<A>;
   alignas(64) Vec<A> waiting[kN];
   int64_t place[kN];
@@ -37,20 +40,18 @@ void dot_rows(const SddmmCsr& call, const A* a, const A* b, int64_t begin, int64
     count = 0;
   };
   for (int64_t row = begin; row < end; ++row) {
-    Vec<A> left[kVectors];
-    for (int v = 0; v < kVectors; ++v) left[v] = load(a + (row * kVectors + v) * kN);
+    Vec<A> left[kLines * kLineVectors<S>];
+    load_feature<kLines>(a, row, left);
     const int64_t stop = call.ptr[row + 1];
     int64_t k = call.ptr[row];
     for (; k + kN <= stop; k += kN) {
       Vec<A> dots[kN];
-      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) {
-        dots[i] = dot_lanes<A, kVectors>(left, b + static_cast<int64_t>(call.index[k + i]) * kVectors * kN);
-      }
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) { dots[i] = dot_lanes<kLines>(left, b, call.index[k + i]); }
       const Vec<A> sum = sum_rows<A>(dots);
       store(sums + k, first ? sum : load(sums + k) + sum);
     }
     for (; k < stop; ++k) {
-      waiting[count] = dot_lanes<A, kVectors>(left, b + static_cast<int64_t>(call.index[k]) * kVectors * kN);
+      waiting[count] = dot_lanes<kLines>(left, b, call.index[k]);
       place[count] = k;
       if (++count == kN) settle();
     }
@@ -59,14 +60,16 @@ void dot_rows(const SddmmCsr& call, const A* a, const A* b, int64_t begin, int64
 }
 
 // One tile's share of the sums of whole rows [begin, end), stored or added.
-template <typename A, int kVectors>
-void add_rows(const A* a, int64_t begin, int64_t end, bool first, A* sums) {
+template <int kLines, typename S, typename A>
+void add_rows(const S* a, int64_t begin, int64_t end, bool first, A* sums) {
   constexpr int kN = kLanes<A>;
   for (int64_t row = begin; row < end; row += kN) {
     const int count = static_cast<int>(std::min<int64_t>(kN, end - row));
     Vec<A> rows[kN] = {};
     for (int i = 0; i < count; ++i) {
-      for (int v = 0; v < kVectors; ++v) rows[i] += load(a + ((row + i) * kVectors + v) * kN);
+      Vec<A> samples[kLines * kLineVectors<S>];
+      load_feature<kLines>(a, row + i, samples);
+      SNIPKERN_UNROLL for (const Vec<A>& vector : samples) rows[i] += vector;
     }
     const Vec<A> sum = sum_rows<A>(rows);
     narrow_partial(sums + row, first ? sum : widen_partial(sums + row, count) + sum, count);
@@ -80,13 +83,13 @@ struct Sums {
   A* bias;    // [rows] or null
 };
 
-template <typename A>
-void add_tile(const SddmmCsr& call, const Tiling<A>& tiling, const A* a, const A* b, int64_t tile, int64_t begin,
+template <typename S, typename A>
+void add_tile(const SddmmCsr& call, const Tiling<S>& tiling, const S* a, const S* b, int64_t tile, int64_t begin,
               int64_t end, bool first, const Sums<A>& sums) {
-  with_vectors(tiling.vectors(tile), [&](auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    dot_rows<A, kVectors>(call, a, b, begin, end, first, sums.values);
-    if (sums.bias != nullptr) add_rows<A, kVectors>(a, begin, end, first, sums.bias);
+  with_lines<S>(tiling.lines(tile), [&](auto lines) {
+    constexpr int kLines = decltype(lines)::value;
+    dot_rows<kLines>(call, a, b, begin, end, first, sums.values);
+    if (sums.bias != nullptr) add_rows<kLines>(a, begin, end, first, sums.bias);
   });
 }
 
@@ -99,8 +102,8 @@ inline int64_t balanced_row(const SddmmCsr& call, int64_t parts, int64_t part) {
 
 // All sums of packed operands, one chain per tile. Few parts, each of which goes over all tiles: a part reads every
 // tile of b anew, and where that does not fit into L2 it is slow.
-template <typename A>
-void add_tiles(const SddmmCsr& call, const Tiling<A>& tiling, const A* a, const A* b, const Sums<A>& sums,
+template <typename S, typename A>
+void add_tiles(const SddmmCsr& call, const Tiling<S>& tiling, const S* a, const S* b, const Sums<A>& sums,
                const TaskRunner& run) {
   const double work = static_cast<double>(call.batch) * call.ptr[call.rows];
   const int64_t parts = task_count(work, 2 * run.threads());
@@ -136,11 +139,12 @@ void add_chains(const accumulator_t<T>* first, const accumulator_t<T>* rest, int
 template <typename T>
 void gradients(const SddmmCsr& call, const SpmmCsr* input_grad, const TaskRunner& run) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
   // Enough for the threads of most machines. More would need memory for their sums; and so would fewer, for a layer of
   // many weights and a small batch: they get at most twice what the packed operands take.
   constexpr int64_t kMostChains = 16;
   const int64_t nnz = call.ptr[call.rows], each = nnz + call.rows;
-  const Tiling<A> tiling(call.batch, std::max(call.rows, call.cols));
+  const Tiling<S> tiling(call.batch, std::max(call.rows, call.cols));
   const int64_t tiles = tiling.tiles();
   const T *dy = static_cast<const T*>(call.a), *x = static_cast<const T*>(call.b);
   Sums<A> sums;
@@ -174,8 +178,8 @@ void gradients(const SddmmCsr& call, const SpmmCsr* input_grad, const TaskRunner
       const int64_t begin = part_begin(tiles, chains, chain), end = part_begin(tiles, chains, chain + 1);
       A* partial = rest + (chain - 1) * each;
       const Sums<A> own = chain == 0 ? sums : Sums<A>{partial, sums.bias != nullptr ? partial + nnz : nullptr};
-      A* packed_dy = scratch<A>(Slot::kPackedGradient, tiling.samples() * call.rows);
-      A* packed_x = scratch<A>(Slot::kPackedInput, tiling.samples() * call.cols);
+      S* packed_dy = scratch<S>(Slot::kPackedGradient, tiling.tile_size(call.rows));
+      S* packed_x = scratch<S>(Slot::kPackedInput, tiling.tile_size(call.cols));
       for (int64_t tile = begin; tile < end; ++tile) {
         pack_tile(dy, tiling, call.rows, tile, 0, call.rows, packed_dy);
         if (input_grad != nullptr) multiply_tile<T>(*input_grad, tiling, ordered, packed_dy, tile);
@@ -185,8 +189,8 @@ void gradients(const SddmmCsr& call, const SpmmCsr* input_grad, const TaskRunner
     });
     return finish();
   }
-  A* packed_dy = scratch<A>(Slot::kPackedGradient, tiling.size(call.rows));
-  A* packed_x = scratch<A>(Slot::kPackedInput, tiling.size(call.cols));
+  S* packed_dy = scratch<S>(Slot::kPackedGradient, tiling.size(call.rows));
+  S* packed_x = scratch<S>(Slot::kPackedInput, tiling.size(call.cols));
   pack(dy, tiling, call.rows, packed_dy, run);
   if (input_grad != nullptr) multiply<T>(*input_grad, tiling, ordered, packed_dy, run);
   pack(x, tiling, call.cols, packed_x, run);

@@ -96,7 +96,7 @@ void scatter_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const a
 template <typename T>
 void multiply_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int vectors,
                      int64_t sample, int64_t begin, int64_t end) {
-  with_vectors(vectors, [&](auto count) {
+  with_lines<accumulator_t<T>>(vectors, [&](auto count) {
     constexpr int kVectors = decltype(count)::value;
     if (scatters(call)) {
       call.transpose ? scatter_blocks<T, kVectors, true>(call, values, x, sample, begin, end)
@@ -129,10 +129,6 @@ const accumulator_t<T>* wide_values(const void* values, int64_t nnz, const TaskR
     return wide;
   }
 }
-
-// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
-// waits for another.
-inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
 
 // Packs x, to `packed` if that is given, and multiplies.
 template <typename T>

@@ -1,6 +1,8 @@
 // See spmm_csr.h and sddmm_csr.h. Compiled once per ISA tier.
 
 #include "cpu/tiles.kernel.h"
+// Builds on the vectors that tiles bring.
+#include "cpu/spmv_csr.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -8,11 +10,12 @@ namespace {
 
 // kLanes outputs of one tile: each kept weight is a broadcast and kVectors FMAs. As many sets of sums as hide the FMA's
 // latency take turns.
-template <typename T, int kVectors>
-void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int64_t sample,
+template <typename T, int kLines>
+void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const tile_t<T>* x, int64_t sample,
                     int64_t first) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
+  constexpr int kVectors = kLines * kLineVectors<tile_t<T>>;
   constexpr int kSets = kVectors <= 2 ? 4 : kVectors == 4 ? 2 : 1;
   const int64_t last = std::min<int64_t>(first + kN, call.outputs);
   alignas(64) A group[kN * kVectors * kN];
@@ -25,9 +28,9 @@ void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const a
       }
       const auto add = [&](int64_t k, Vec<A>* sum) __attribute__((always_inline)) {
         const Vec<A> weight = broadcast<Vec<A>>(values[k]);
-        const A* from = x + static_cast<int64_t>(call.index[k]) * kVectors * kN;
-        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] =
-            multiply_add<A>(weight, load(from + v * kN), sum[v]);
+        Vec<A> samples[kVectors];
+        load_feature<kLines>(x, call.index[k], samples);
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = multiply_add<A>(weight, samples[v], sum[v]);
       };
       const int64_t end = call.ptr[output + 1];
       int64_t k = call.ptr[output];
@@ -46,12 +49,12 @@ void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const a
 
 // Groups [begin, end) of kLanes outputs of one packed tile.
 template <typename T>
-void multiply_groups(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
-                     const accumulator_t<T>* x, int64_t tile, int64_t begin, int64_t end) {
-  with_vectors(tiling.vectors(tile), [&](auto vectors) {
+void multiply_groups(const SpmmCsr& call, const Tiling<tile_t<T>>& tiling, const accumulator_t<T>* values,
+                     const tile_t<T>* x, int64_t tile, int64_t begin, int64_t end) {
+  with_lines<tile_t<T>>(tiling.lines(tile), [&](auto lines) {
     for (int64_t group = begin; group < end; ++group) {
-      multiply_group<T, decltype(vectors)::value>(call, values, x, tile * tiling.samples(),
-                                                  group * kLanes<accumulator_t<T>>);
+      multiply_group<T, decltype(lines)::value>(call, values, x, tile * tiling.samples(),
+                                                group * kLanes<accumulator_t<T>>);
     }
   });
 }
@@ -76,18 +79,14 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   return ordered;
 }
 
-// Whether each tile should be one thread's work: what that packs is then in its L2 when it multiplies, and no thread
-// waits for another.
-inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
-
 inline double multiply_work(const SpmmCsr& call) {
   return static_cast<double>(call.batch) * (call.ptr[call.outputs] + 16.0 * call.outputs);
 }
 
 // All outputs of a packed batch.
 template <typename T>
-void multiply(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
-              const accumulator_t<T>* packed, const TaskRunner& run) {
+void multiply(const SpmmCsr& call, const Tiling<tile_t<T>>& tiling, const accumulator_t<T>* values,
+              const tile_t<T>* packed, const TaskRunner& run) {
   const int64_t tiles = tiling.tiles();
   const int64_t groups = (call.outputs + kLanes<accumulator_t<T>> - 1) / kLanes<accumulator_t<T>>;
   const int64_t parts = std::min(groups, task_count(multiply_work(call) / tiles, 16 * run.threads()));
@@ -100,8 +99,8 @@ void multiply(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const
 
 // All outputs of one tile.
 template <typename T>
-void multiply_tile(const SpmmCsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* values,
-                   const accumulator_t<T>* packed, int64_t tile) {
+void multiply_tile(const SpmmCsr& call, const Tiling<tile_t<T>>& tiling, const accumulator_t<T>* values,
+                   const tile_t<T>* packed, int64_t tile) {
   multiply_groups<T>(call, tiling, values, packed, tile, 0,
                      (call.outputs + kLanes<accumulator_t<T>> - 1) / kLanes<accumulator_t<T>>);
 }
@@ -110,17 +109,18 @@ template <typename T>
 void spmm_csr(const SpmmCsr& call, const TaskRunner& run) {
   using A = accumulator_t<T>;
   if (call.batch == 0 || call.outputs == 0) return;
-  const Tiling<A> tiling(call.batch, call.inputs);
+  const Tiling<tile_t<T>> tiling(call.batch, call.inputs);
   const T* x = static_cast<const T*>(call.x);
   const A* values = ordered_values<T>(call, run);
+  if (call.batch == 1 && call.order == nullptr) return spmv_csr<T>(call, values, run);
   if (whole_tiles(tiling.tiles(), run.threads())) {
     run_if_worth(run, multiply_work(call), tiling.tiles(), [&](int64_t tile) {
-      A* packed = scratch<A>(Slot::kPackedInput, tiling.samples() * call.inputs);
+      tile_t<T>* packed = scratch<tile_t<T>>(Slot::kPackedInput, tiling.tile_size(call.inputs));
       pack_tile(x, tiling, call.inputs, tile, 0, call.inputs, packed);
       multiply_tile<T>(call, tiling, values, packed, tile);
     });
   } else {
-    A* packed = scratch<A>(Slot::kPackedInput, tiling.size(call.inputs));
+    tile_t<T>* packed = scratch<tile_t<T>>(Slot::kPackedInput, tiling.size(call.inputs));
     pack(x, tiling, call.inputs, packed, run);
     multiply<T>(call, tiling, values, packed, run);
   }

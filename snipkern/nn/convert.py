@@ -19,7 +19,7 @@ from snipkern.masks import Mask
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.sparse import SparseConv2d, SparseLinear, SparseWeight
 from snipkern.ops.checks import FLOATS
-from snipkern.topology import Topology
+from snipkern.topology import BlockTopology, Topology
 
 __all__ = ["Conversion", "apply_", "prepare", "sparse_obstacle", "to_dense_"]
 
@@ -73,13 +73,18 @@ class Conversion:
     topology: Topology | None
 
 
-def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool) -> Conversion:
-    """Builds what a conversion needs, changing nothing. Cost: sorts the kept weights' indices once."""
+def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, block: tuple[int, int] | None = None) -> Conversion:
+    """Builds what a conversion needs, changing nothing. Cost: sorts the kept weights' indices once.
+
+    Args:
+        sparse: To a sparse module; else to a guarded dense weight.
+        block: Of the blocks that the sparse module is to compute with; None: single weights.
+    """
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None)
-    topology = Topology(mask)
+    topology = Topology(mask) if block is None else BlockTopology(mask, block)
     index = topology.flat_index(parameter.device)
     values = nn.Parameter(parameter.detach().reshape(-1)[index], parameter.requires_grad)
     vars(values).update(vars(parameter))
@@ -138,7 +143,7 @@ def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: Topol
     module.__class__ = SPARSE_CLASSES[type(module)]
 
 
-def sparse_copy(dense: nn.Module, mask: Mask, op: str) -> nn.Module:
+def sparse_copy(dense: nn.Module, mask: Mask, op: str, block: tuple[int, int] | None = None) -> nn.Module:
     """A sparse copy of one dense module; the original stays as it is."""
     if not isinstance(dense, tuple(SPARSE_CLASSES)) or isinstance(dense, SparseWeight):
         raise ValueError(f"{op}: the module must be a dense nn.Linear or nn.Conv2d (got {type(dense).__name__})")
@@ -147,7 +152,7 @@ def sparse_copy(dense: nn.Module, mask: Mask, op: str) -> nn.Module:
     if obstacle:
         raise ValueError(f"{op}: the module must have a sparse kernel (got: {obstacle})")
     module = copy.deepcopy(dense)
-    apply_(module, [prepare(module, "weight", mask, sparse=True)])
+    apply_(module, [prepare(module, "weight", mask, True, block)])
     return module
 
 

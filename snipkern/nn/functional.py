@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snipkern.ops.eager import differentiable
 from snipkern.topology import BlockTopology, Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
+
+spmm_csr = differentiable("spmm_csr")
+spmm_bsr = differentiable("spmm_bsr")
+conv2d_csr = differentiable("conv2d_csr")
+conv2d_bsr = differentiable("conv2d_bsr")
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology) -> Tensor:
@@ -20,7 +25,7 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
         x: ``[..., in_features]``; float32, float64, float16 or bfloat16.
         values: ``[kept]``, of x's dtype: the kept weights in row-major order.
         bias: ``[out_features]`` or None.
-        topology: Of the weight ``[out_features, in_features]``.
+        topology: Of the weight ``[out_features, in_features]``; a ``BlockTopology`` computes with whole blocks.
 
     Returns:
         ``[..., out_features]``; differentiable any number of times in x, values and bias.
@@ -30,9 +35,13 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
     rows, cols = topology.rows, topology.cols
     if x.shape[-1:] != (cols,):
         raise ValueError(f"sparse_linear: x must be [..., {cols}] (got {list(x.shape)})")
-    flat = x.reshape(-1, cols)
-    y = torch.ops.snipkern.spmm_csr(flat, values, bias, topology.on(x.device), rows, cols, False)
-    return y.reshape(*x.shape[:-1], rows)
+    flat = x if x.dim() == 2 else x.reshape(-1, cols)
+    index = topology.on(x.device)
+    if isinstance(topology, BlockTopology):
+        y = spmm_bsr(flat, values, bias, index, rows, cols, *topology.block, False)
+    else:
+        y = spmm_csr(flat, values, bias, index, rows, cols, False)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
 
 
 def sparse_conv2d(
@@ -69,9 +78,9 @@ def sparse_conv2d(
     window = list(stride), list(padding), list(dilation)
     index = topology.on(x.device)
     if isinstance(topology, BlockTopology):
-        y = torch.ops.snipkern.conv2d_bsr(batched, values, bias, index, shape, *topology.block, *window)
+        y = conv2d_bsr(batched, values, bias, index, shape, *topology.block, *window)
     else:
-        y = torch.ops.snipkern.conv2d_csr(batched, values, bias, index, shape, *window)
+        y = conv2d_csr(batched, values, bias, index, shape, *window)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

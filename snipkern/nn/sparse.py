@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from snipkern.masks import Mask
 from snipkern.nn import functional
-from snipkern.topology import Topology
+from snipkern.topology import BlockTopology, Topology
 
 __all__ = ["SparseConv2d", "SparseLinear", "SparseWeight"]
 
 MASK_SUFFIX = "_mask"
+BLOCK_SUFFIX = "_block"
 
 
 def foreign_mask(key: str, words: Tensor, mask: Mask) -> str | None:
@@ -37,8 +38,9 @@ class SparseWeight(nn.Module):
     ``weight_values`` is the one trainable parameter for the weight, 1-D, the kept entries in row-major order. ``mask``
     and ``topology`` are fixed. ``weight`` is a dense tensor made on demand; writing to it changes nothing.
 
-    A state dict holds ``weight_values`` and ``weight_mask`` (the packed words of the mask). Loading takes that,
-    checking that the mask is the same one, or a dense ``weight`` that is zero wherever the mask is.
+    A state dict holds ``weight_values`` and ``weight_mask`` (the packed words of the mask), and ``weight_block``
+    (height and width) where the kernels compute with blocks. Loading takes that, checking that the mask is the same
+    one, or a dense ``weight`` that is zero wherever the mask is.
     """
 
     topology: Topology
@@ -51,6 +53,11 @@ class SparseWeight(nn.Module):
     def mask(self) -> Mask:
         """Which weights are kept."""
         return self.topology.mask
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Height and width of the blocks that the kernels compute with, or None: single weights."""
+        return self.topology.block if isinstance(self.topology, BlockTopology) else None
 
     @property
     def weight(self) -> Tensor:
@@ -85,11 +92,15 @@ class SparseWeight(nn.Module):
                 self.bias.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, kept={self.topology.nnz} ({self.mask.density:.2%})"
+        kept = f"{super().extra_repr()}, kept={self.topology.nnz} ({self.mask.density:.2%})"
+        block = self.block
+        return kept if block is None else f"{kept}, block={block[0]}x{block[1]}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight{MASK_SUFFIX}"] = self.mask.words.clone()
+        if self.block is not None:
+            destination[f"{prefix}weight{BLOCK_SUFFIX}"] = torch.tensor(self.block)
 
     def _load_from_state_dict(
         self,
@@ -114,6 +125,7 @@ class SparseWeight(nn.Module):
         """Turns the entries for the weight into ``weight_values`` alone; returns what is wrong with them, or None."""
         key = f"{prefix}weight"
         words = state_dict.pop(key + MASK_SUFFIX, None)
+        state_dict.pop(key + BLOCK_SUFFIX, None)  # how to compute is the module's choice, for the same mask
         dense = state_dict.pop(key, None)
         if words is not None:
             error = foreign_mask(key, words, self.mask)
@@ -136,16 +148,17 @@ class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatib
     """An ``nn.Linear`` that computes with its kept weights only; see :class:`SparseWeight`."""
 
     @classmethod
-    def from_dense(cls, linear: nn.Linear, mask: Mask) -> SparseLinear:
+    def from_dense(cls, linear: nn.Linear, mask: Mask, block: tuple[int, int] | None = None) -> SparseLinear:
         """A sparse copy of a linear layer; the original stays as it is.
 
         Args:
             linear: Its weight ``[out_features, in_features]`` gives the values; the bias is copied.
             mask: Of the weight's shape.
+            block: Height and width, for a mask that keeps whole blocks: to compute with those.
         """
         from snipkern.nn.convert import sparse_copy
 
-        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense"))
+        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", block))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)

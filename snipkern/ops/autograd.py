@@ -137,6 +137,14 @@ def weight_grad_backward(ctx: Any, grad_values: Tensor) -> Gradients:
     return grad_grad, grad_x, None, None, None, None, None, None
 
 
+def zero_pruned_context(ctx: Any, inputs: Gradients, output: Tensor) -> None:
+    _, ctx.words = inputs
+
+
+def zero_pruned_backward(ctx: Any, grad: Tensor) -> Gradients:
+    return ops.zero_pruned(grad.contiguous(), ctx.words), None
+
+
 FORMULAS = {
     "spmm_csr": (spmm_backward, spmm_context),
     "spmm_csr_backward": (spmm_backward_backward, spmm_backward_context),
@@ -146,6 +154,7 @@ FORMULAS = {
     "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),
     "conv2d_csr_weight_grad": (weight_grad_backward, weight_grad_context),
     **autograd_conv2d_bsr.FORMULAS,
+    "zero_pruned": (zero_pruned_backward, zero_pruned_context),
 }
 
 

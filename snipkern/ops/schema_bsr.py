@@ -19,12 +19,13 @@ def require_block_topology(
     """Its size leaves the number of blocks open; a kernel, which may read it, asks for ``nnz`` kept weights too."""
     require(block_height > 0 and block_width > 0, name, "a block must not be empty", f"{block_height} x {block_width}")
     fixed = 2 * -(-rows // block_height) + -(-cols // block_width) + 3
-    blocks, rest = divmod(topology.numel() - fixed, 3)
+    entries = topology.numel() - fixed
+    blocks = entries // 3
     require(
         topology.dtype == torch.int32
         and topology.dim() == 1
         and topology.is_contiguous()
-        and rest == 0
+        and entries % 3 == 0
         and 0 <= blocks <= nnz <= blocks * block_height * block_width,
         name,
         f"topology must be the int32 index of a {rows} x {cols} mask with {nnz} kept weights in blocks of"

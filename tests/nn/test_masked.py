@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 
 import snipkern as sk
 from snipkern.nn.masked import guards
-from snipkern.testing import random_mask
+from snipkern.ops.checks import FLOATS
+from snipkern.testing import random_mask, run_on, tiers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +80,63 @@ def test_gradient_is_clean_even_of_nan(layer):
     layer.weight.register_hook(lambda g: g)  # a user's hook beside ours
     (layer(torch.full((1, 6), float("nan")))).sum().backward()
     assert torch.equal(layer.weight.grad.isnan(), mask.to_dense())
+
+
+@pytest.mark.parametrize("tier", tiers())
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_norm_step_and_state_on_every_tier(tier, dtype):
+    layer = nn.Linear(70, 33).to(dtype)  # rows that are no multiple of a vector or a mask word
+    with run_on(tier):
+        mask = masked(layer)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        layer(torch.randn(8, 70).to(dtype)).square().mean().backward()
+        assert_masked(layer.weight.grad, mask)
+        # What no hook has seen, any optimiser would bring into weight and state.
+        layer.weight.grad[~mask.to_dense()] = 1.0
+        optimizer.step()
+    assert_masked(layer.weight, mask)
+    assert torch.count_nonzero(optimizer.state[layer.weight]["momentum_buffer"][~mask.to_dense()]) == 0
+
+
+@pytest.mark.parametrize("tier", tiers())
+def test_gradients_of_gradients_are_masked_too(tier):
+    layer = nn.Linear(6, 7).double()
+    with run_on(tier):
+        mask = masked(layer)
+        x = torch.randn(4, 6, dtype=torch.float64)
+        (grad,) = torch.autograd.grad(layer(x).square().sum(), layer.weight, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), layer.weight)
+    kept = mask.to_dense().double()
+    want = 8 * (((layer.weight @ x.t() + layer.bias[:, None]) @ x) * kept) @ x.t() @ x * kept
+    torch.testing.assert_close(second, want.detach())
+
+
+def test_other_layouts_and_dtypes_are_cleaned():
+    conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    mask = masked(conv)
+    assert not conv.weight.is_contiguous()
+    conv(torch.randn(2, 4, 5, 5)).sum().backward()
+    assert_masked(conv.weight.grad, mask)
+    torch.optim.SGD(conv.parameters(), lr=0.1).step()
+    assert_masked(conv.weight, mask)
+
+
+def test_autograd_notices_that_a_saved_weight_was_cleaned(layer):
+    mask = masked(layer)
+    y = (layer.weight * layer.weight).sum()
+    guards(layer)["weight"].clean_(layer.weight)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    assert_masked(layer.weight, mask)
+
+
+def test_guards_end_with_their_module():
+    layer = nn.Linear(6, 7)
+    masked(layer)
+    guard, weight = weakref.ref(guards(layer)["weight"]), weakref.ref(layer.weight)
+    del layer
+    gc.collect()
+    assert guard() is None and weight() is None
 
 
 def test_existing_gradient_is_cleaned(layer):
