@@ -3,61 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import latency_cases
 import layer_cases
+import limits
 import model_cases
 import selection_cases
 import torch
-from layer_cases import Shape
+from layers import Shape
 from machine import Bystanders
-from model_cases import Net, lenet_5, lenet_300_100, mlp
+from models import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
 from timing import Effort, Timing, interleave
 
 __all__ = ["GROUPS", "Case", "Result", "cases", "run"]
 
-GROUPS = ("selection", "layers", "density", "models", "memory")
-DENSITY = 0.05
+GROUPS = ("limits", "selection", "layers", "products", "density", "threads", "latency", "models", "memory")
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 SELECTION = [(1 << 20, torch.float32), (1 << 24, torch.float32), (1 << 27, torch.float32), (1 << 24, torch.bfloat16)]
-LAYERS = [
+# What is accepted, then what LeNets are made of.
+ACCEPTED_LAYERS = [
     Shape("linear", 1024, 1024, 128),
     Shape("linear", 1024, 4096, 512),
     Shape("linear", 4096, 4096, 128),
-    Shape("linear", 784, 300, 100),
     Shape("conv", 64, 64, 128, side=32, kernel=3, padding=1),
     Shape("conv", 128, 128, 128, side=16, kernel=3, padding=1),
     Shape("conv", 256, 256, 128, side=8, kernel=3, padding=1),
     Shape("conv", 512, 512, 128, side=4, kernel=3, padding=1),
+]
+LAYERS = [
+    *ACCEPTED_LAYERS,
+    Shape("linear", 784, 300, 100),
     Shape("conv", 1, 20, 100, side=28, kernel=5),
     Shape("conv", 20, 50, 100, side=12, kernel=5),
 ]
-SWEPT = [LAYERS[0], LAYERS[5]]
-NETS = [
-    Net("MLP 4096-4096-4096", partial(mlp, 4096), (4096,), 4096, 128, DENSITY),
-    Net("LeNet-300-100", lenet_300_100, (1, 28, 28), 10, 100, DENSITY),
-    Net("LeNet-5-Caffe", lenet_5, (1, 28, 28), 10, 100, DENSITY),
+SWEPT = [ACCEPTED_LAYERS[0], ACCEPTED_LAYERS[4]]
+SCALED = [ACCEPTED_LAYERS[2], ACCEPTED_LAYERS[4]]
+ANSWERING = [Shape("linear", size, size, batch) for size in (4096, 1024) for batch in (1, 8)]
+# Model, samples, shape of one: a GPT reads one token each of several sequences, or one whole sequence.
+ANSWERING_NETS = [
+    *((GPT_512, batch, (tokens,)) for batch, tokens in ((1, 1), (8, 1), (1, 256))),
+    *((VGG, batch, VGG.input) for batch in (1, 8)),
 ]
-ACCEPTED_NET = NETS[0].name
+ACCEPTED_NET, ACCEPTED_IMAGES, ACCEPTED_TOKENS = MLP.name, VGG.name, GPT_512.name
+MEMORY_BOUND = {"kind": "linear", "inputs": 4096, "outputs": 4096}
 
 QUICK_SELECTION = [(1 << 12, torch.float32), (1 << 12, torch.bfloat16)]
-QUICK_LAYERS = [Shape("linear", 64, 48, 20), Shape("conv", 8, 12, 16, side=6, kernel=3, padding=1)]
+QUICK_LAYERS = [Shape("linear", 64, 48, 20), Shape("conv", 8, 16, 16, side=6, kernel=3, padding=1)]
 QUICK_DENSITIES = (0.05, 0.5)
-QUICK_NETS = [Net("MLP 96-96-96", partial(mlp, 96), (96,), 96, 16, 0.1)]
+QUICK_ANSWERING_NETS = [(QUICK_NETS[1], 1, QUICK_NETS[1].input), (QUICK_NETS[3], 2, (1,))]
+
+Contenders = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``build`` makes its tensors when its turn comes, so that only one case's are alive."""
+    """One comparison. ``build`` makes its tensors when its turn comes, so that only one case's are alive.
+
+    ``effort`` is the share of the usual measuring time that each of its contenders gets. What is ``slow`` gets fewer
+    samples and one call to warm up.
+    """
 
     group: str
     name: str
     settings: dict[str, Any]
     subject: str
-    build: Callable[[], tuple[dict[str, Callable[[], Any]], dict[str, Any], list[str]]]
+    build: Callable[[], tuple[Contenders, dict[str, Any], list[str]]]
+    effort: float = 1.0
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,36 +95,65 @@ class Result:
 
 def cases(groups: tuple[str, ...] = GROUPS, quick: bool = False) -> list[Case]:
     """The cases of some groups, in order; ``quick`` makes them tiny, to see that everything runs."""
-    found: list[Case] = []
+    found = [Case("limits", "this processor", {}, "", partial(_limits, quick))]
     for weights, dtype in QUICK_SELECTION if quick else SELECTION:
         short = str(dtype).removeprefix("torch.")
         settings = {"weights": weights, "dtype": short, "keep": selection_cases.KEEP}
         build = partial(selection_cases.build, weights, dtype)
-        found.append(Case("selection", f"{weights:,} {short}", settings, selection_cases.SUBJECT, build))
-    for shape in QUICK_LAYERS if quick else LAYERS:
-        settings = {**asdict(shape), "density": DENSITY}
-        found.append(
-            Case("layers", shape.name, settings, layer_cases.SUBJECT, partial(layer_cases.build, shape, DENSITY))
-        )
-    densities = QUICK_DENSITIES if quick else DENSITIES
-    for shape in QUICK_LAYERS if quick else SWEPT:
-        settings = {**asdict(shape), "densities": list(densities)}
-        build = partial(layer_cases.build_sweep, shape, densities)
-        found.append(Case("density", shape.name, settings, layer_cases.sweep_name(DENSITY), build))
-    for net in QUICK_NETS if quick else NETS:
-        for optimizer in model_cases.OPTIMIZERS:
-            settings = {"net": net.name, "batch": net.batch, "keep": net.keep, "optimizer": optimizer}
-            name = f"{net.name} b{net.batch} {optimizer}"
-            build = partial(model_cases.build, net, optimizer)
-            found.append(Case("models", name, settings, model_cases.SUBJECT, build))
-            held = partial(_memory, net, optimizer)
-            found.append(Case("memory", name, settings, model_cases.SUBJECT, held))
+        found.append(Case("selection", f"{weights:,} {short}", settings, selection_cases.SUBJECT, build, slow=True))
+    found += _layer_cases(quick) + _model_cases(quick)
     found.sort(key=lambda case: GROUPS.index(case.group))
     return [case for case in found if case.group in groups]
 
 
-def _memory(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[str, Any], list[str]]:
+def _layer_cases(quick: bool) -> list[Case]:
+    layers, densities = (QUICK_LAYERS, QUICK_DENSITIES) if quick else (LAYERS, DENSITIES)
+    found: list[Case] = []
+
+    def add(group: str, shape: Shape, subject: str, build: Callable[..., Any], effort: float, density: Any) -> None:
+        settings = {**asdict(shape), "density": density}
+        found.append(Case(group, shape.name, settings, subject, partial(build, shape, density), effort))
+
+    for shape in layers:
+        add("layers", shape, layer_cases.SUBJECT, layer_cases.build, 0.5, DENSITY)
+    for shape in QUICK_LAYERS if quick else ACCEPTED_LAYERS:
+        add("products", shape, "", layer_cases.build_products, 0.15, DENSITY)
+    for shape in QUICK_LAYERS if quick else SWEPT:
+        subject = layer_cases.sweep_name(DENSITY)
+        add("density", shape, subject, layer_cases.build_sweep, 0.3, list(densities))
+    for shape in QUICK_LAYERS if quick else SCALED:
+        add("threads", shape, f"{layer_cases.SUBJECT} 1", layer_cases.build_threads, 0.5, DENSITY)
+    for shape in QUICK_LAYERS[:1] if quick else ANSWERING:
+        add("latency", shape, layer_cases.SUBJECT, latency_cases.build_layer, 0.3, DENSITY)
+    return found
+
+
+def _model_cases(quick: bool) -> list[Case]:
+    found: list[Case] = []
+    for net in QUICK_NETS if quick else NETS:
+        for optimizer in net.optimizers:
+            settings = {"net": net.name, "batch": net.batch, "keep": net.keep, "optimizer": optimizer}
+            name = f"{net.name} b{net.batch} {optimizer}"
+            build = partial(model_cases.build, net, optimizer)
+            found.append(Case("models", name, settings, model_cases.SUBJECT, build, slow=net.large))
+    for net, optimizer in QUICK_MEMORY if quick else MEMORY:
+        settings = {"net": net.name, "batch": net.batch, "keep": net.keep, "optimizer": optimizer}
+        held = partial(_memory, net, optimizer)
+        found.append(Case("memory", f"{net.name} b{net.batch} {optimizer}", settings, model_cases.SUBJECT, held))
+    for net, batch, shape in QUICK_ANSWERING_NETS if quick else ANSWERING_NETS:
+        settings = {"net": net.name, "batch": batch, "input": list(shape), "keep": net.keep}
+        size = f", {shape[0]} token{'s' * (shape[0] > 1)}" if net.tokens else ""
+        build = partial(latency_cases.build_model, net, batch, shape)
+        found.append(Case("latency", f"{net.name} b{batch}{size}", settings, model_cases.SUBJECT, build, 0.3))
+    return found
+
+
+def _memory(net: Net, optimizer: str) -> tuple[Contenders, dict[str, Any], list[str]]:
     return {}, model_cases.memory(net, optimizer), []
+
+
+def _limits(quick: bool) -> tuple[Contenders, dict[str, Any], list[str]]:
+    return {}, limits.build(quick), []
 
 
 def run(case: Case, effort: Effort) -> Result:
@@ -116,6 +161,9 @@ def run(case: Case, effort: Effort) -> Result:
     torch.manual_seed(0)
     contenders, facts, notes = case.build()
     bystanders = Bystanders()
+    effort = replace(effort, seconds=effort.seconds * case.effort)
+    if case.slow:
+        effort = replace(effort, least=min(effort.least, 3), warm_up=1)
     timings = interleave(contenders, effort)
     elsewhere = bystanders.cores() if timings else None
     ratios: dict[str, float] = {}

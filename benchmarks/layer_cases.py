@@ -1,182 +1,100 @@
-"""One layer: forward and both backward products of a whole module, rows in and rows out, however it computes."""
+"""One layer: forward and both backward products of a whole module, rows in and rows out, and each product alone."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import limits
+import peers
 import torch
-from torch import Tensor, nn
+from layers import BLOCKS, PRODUCTS, Block, Layer, Shape, Step, block_name, blocks_supported, product_steps
+from torch import Tensor
 
-from snipkern import engine
-from snipkern import nn as sparse_nn
-from snipkern.masks import Mask
+import snipkern as sk
 
-__all__ = ["DENSE", "SUBJECT", "Layer", "Shape", "build", "build_sweep", "predicted", "sweep_name"]
+__all__ = [
+    "DENSE",
+    "NO_BLOCKS",
+    "SUBJECT",
+    "Layer",
+    "Shape",
+    "build",
+    "build_products",
+    "build_sweep",
+    "build_threads",
+    "chosen",
+    "sweep_name",
+]
 
 SUBJECT = "snipkern"
 # Dense contenders in float32: the fastest of them is "best dense".
-DENSE = ("torch", "onednn", "channels_last")
-Step = Callable[[], tuple[Tensor, ...]]
+DENSE = ("torch", "onednn", "tuned", "channels_last")
+NO_BLOCKS = "block masks are not part of this build"
 # Largest error of y and dx, in units of their largest element, that a contender may have.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+Built = tuple[dict[str, Step], dict[str, Any], list[str]]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A layer: features or channels, batch, and for a convolution image side, kernel side and padding."""
+def chosen(layer: Layer) -> dict[str, str]:
+    """What ``engine="auto"`` says about a layer of this shape, dtype and density."""
 
-    kind: str
-    inputs: int
-    outputs: int
-    batch: int
-    side: int = 0
-    kernel: int = 0
-    padding: int = 0
+    def loss(model: torch.nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0]) * batch[1]).float().sum()
 
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix product: samples, times output positions for a convolution."""
-        return (
-            self.batch if self.kind == "linear" else self.batch * (self.side + 2 * self.padding - self.kernel + 1) ** 2
-        )
-
-    @property
-    def name(self) -> str:
-        if self.kind == "linear":
-            return f"Linear {self.inputs}->{self.outputs} b{self.batch}"
-        size = f"{self.inputs}->{self.outputs} {self.kernel}x{self.kernel} @{self.side}x{self.side}"
-        return f"Conv {size} b{self.batch}"
-
-    def module(self) -> nn.Linear | nn.Conv2d:
-        if self.kind == "linear":
-            return nn.Linear(self.inputs, self.outputs)
-        return nn.Conv2d(self.inputs, self.outputs, self.kernel, padding=self.padding)
-
-    def input(self) -> Tensor:
-        image = () if self.kind == "linear" else (self.side, self.side)
-        return torch.randn(self.batch, self.inputs, *image)
+    granularity = {} if layer.block is None else {"block": layer.block}
+    with torch.random.fork_rng():
+        module = copy.deepcopy(layer.dense)
+        found = sk.plan(module, [(layer.x, layer.dy)], keep=layer.mask.count(), loss_fn=loss, **granularity)
+    return {"auto": found.layers[0].engine, "reason": found.layers[0].reason}
 
 
-def predicted(shape: Shape, mask: Mask) -> dict[str, str]:
-    """What ``engine="auto"`` says about the layer."""
-    choice = engine.choose(
-        "auto",
-        obstacle=None,
-        kind=shape.kind,
-        inputs=shape.inputs,
-        outputs=shape.outputs,
-        numel=mask.numel,
-        kept=mask.count(),
-        rows=shape.rows,
-        device=torch.device("cpu"),
-    )
-    return {"auto": choice.engine, "reason": choice.reason}
-
-
-class Layer:
-    """A dense module whose weight has zeros, with an input and an output gradient: what all contenders compute."""
-
-    def __init__(self, shape: Shape, density: float) -> None:
-        self.shape = shape
-        self.dense = shape.module()
-        self.mask = Mask.from_dense(torch.rand(self.dense.weight.shape) < density)
-        with torch.no_grad():
-            self.dense.weight.mul_(self.mask.to_dense())
-        self.x = shape.input()
-        self.dy = torch.randn_like(self.dense(self.x))
-
-    def cast(self, dtype: torch.dtype) -> Layer:
-        """The same layer in another dtype."""
-        other = object.__new__(Layer)
-        other.shape, other.mask = self.shape, self.mask
-        other.dense = copy.deepcopy(self.dense).to(dtype)
-        other.x, other.dy = self.x.to(dtype), self.dy.to(dtype)
-        return other
-
-    def sparse(self) -> Step:
-        kind = sparse_nn.SparseLinear if isinstance(self.dense, nn.Linear) else sparse_nn.SparseConv2d
-        return module_step(kind.from_dense(self.dense, self.mask), self.x, self.dy)
-
-    def torch_default(self) -> Step:
-        return module_step(self.dense, self.x, self.dy)
-
-    def channels_last(self) -> Step:
-        """Convolution with input, weight and output gradient in the layout that oneDNN likes best."""
-        form = {"memory_format": torch.channels_last}
-        return module_step(copy.deepcopy(self.dense).to(**form), self.x.to(**form), self.dy.to(**form))
-
-    def onednn(self) -> Step:
-        """Linear by oneDNN on operands that are in its own form already: no module gets quite as fast."""
-        multiply = torch._C._nn.mkldnn_linear
-        weight = self.dense.weight.detach()
-        x, x_t, dy, dy_t, w, w_t = (
-            t.contiguous().to_mkldnn() for t in (self.x, self.x.t(), self.dy, self.dy.t(), weight, weight.t())
-        )
-        bias = self.dense.bias.detach().to_mkldnn()
-
-        def step() -> tuple[Tensor, ...]:
-            return multiply(x, w, bias), multiply(dy, w_t), multiply(dy_t, x_t), self.dy.sum(0)
-
-        return step
-
-    def torch_csr(self) -> Step:
-        """torch.sparse: a CSR weight times the transposed rows, with its own backward."""
-        weight = self.dense.weight.detach().to_sparse_csr().requires_grad_()
-        bias = self.dense.bias.detach().requires_grad_()
-        x = self.x.clone().requires_grad_()
-
-        def step() -> tuple[Tensor, ...]:
-            y = torch.sparse.addmm(bias[:, None], weight, x.t()).t()
-            return y, *torch.autograd.grad(y, (x, weight, bias), self.dy)
-
-        return step
-
-    def sparseprop(self) -> Step:
-        modules = importlib.import_module("sparseprop.modules")
-        if isinstance(self.dense, nn.Linear):
-            return module_step(modules.SparseLinear.from_dense(self.dense), self.x, self.dy)
-        return module_step(modules.SparseConv2d.from_dense(self.dense), self.x, self.dy)
-
-
-def module_step(module: nn.Module, x: Tensor, dy: Tensor) -> Step:
-    """Forward and backward of a module: output, input gradient and parameter gradients."""
-    x = x.detach().requires_grad_()
-    wanted = (x, *module.parameters())
-
-    def step() -> tuple[Tensor, ...]:
-        y = module(x)
-        return y, *torch.autograd.grad(y, wanted, dy)
-
-    return step
-
-
-def build(shape: Shape, density: float) -> tuple[dict[str, Step], dict[str, Any], list[str]]:
+def build(shape: Shape, density: float) -> Built:
     """Everything that can compute this layer, with what it cannot do said in notes."""
     layer = Layer(shape, density)
     half = layer.cast(torch.bfloat16)
-    linear = shape.kind == "linear"
-    makers: dict[str, Callable[[], Step]] = {
-        SUBJECT: layer.sparse,
-        "torch": layer.torch_default,
-        "onednn" if linear else "channels_last": layer.onednn if linear else layer.channels_last,
-        "bf16": half.torch_default if linear else half.channels_last,
-        f"{SUBJECT} bf16": half.sparse,
-    }
-    notes: list[str] = []
-    if linear:
-        makers["torch csr"] = layer.torch_csr
-    if importlib.util.find_spec("sparseprop"):
-        makers["sparseprop"] = layer.sparseprop
+    dense = {"torch": layer.torch_default}
+    if shape.kind == "linear":
+        dense |= {"onednn": layer.onednn, "tuned": layer.tuned, "torch csr": layer.torch_csr}
+        dense["bf16"] = half.torch_default
     else:
-        notes.append("sparseprop is not installed")
-    reference = layer.torch_default()()[:2]
+        dense |= {"channels_last": layer.channels_last, "bf16": half.channels_last}
+    makers: dict[str, tuple[Layer, Callable[[], Step]]] = {SUBJECT: (layer, layer.sparse)}
+    makers |= {name: (layer, make) for name, make in dense.items()}
+    makers[f"{SUBJECT} bf16"] = (layer, half.sparse)
+    notes: list[str] = []
+    if peers.installed():
+        makers["sparseprop"] = (layer, layer.sparseprop)
+    else:
+        notes.append(peers.MISSING)
+    facts: dict[str, Any] = {"kept": layer.mask.count(), "numel": layer.mask.numel, **chosen(layer)}
+    facts["operations"] = {SUBJECT: shape.operations(layer.mask)}
+    facts["choices"] = {f"{SUBJECT} bf16": chosen(half)}
+    for block, blocked in _blocked(shape, density, notes).items():
+        name, narrow = f"{SUBJECT} {block_name(block)}", blocked.cast(torch.bfloat16)
+        makers[name] = (blocked, blocked.sparse)
+        makers[f"{name} bf16"] = (blocked, narrow.sparse)
+        facts["operations"][name] = shape.operations(blocked.mask)
+        facts["choices"][name] = chosen(blocked)
+    return _right_ones(makers, notes), facts, notes
+
+
+def _blocked(shape: Shape, density: float, notes: list[str]) -> dict[Block, Layer]:
+    """The layer with masks of whole blocks."""
+    if not blocks_supported():
+        notes.append(NO_BLOCKS)
+        return {}
+    return {block: Layer(shape, density, block) for block in BLOCKS if shape.outputs >= block[0]}
+
+
+def _right_ones(makers: dict[str, tuple[Layer, Callable[[], Step]]], notes: list[str]) -> dict[str, Step]:
+    """The contenders that compute what dense torch does with the same zeros; the others are told in the notes."""
+    references: dict[int, Sequence[Tensor]] = {}
     contenders: dict[str, Step] = {}
-    for name, make in makers.items():
+    for name, (layer, make) in makers.items():
+        reference = references.setdefault(id(layer), layer.torch_default()()[:2])
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -190,7 +108,7 @@ def build(shape: Shape, density: float) -> tuple[dict[str, Step], dict[str, Any]
             notes.append(f"{name} is left out, its {wrong}")
         else:
             contenders[name] = step
-    return contenders, {"kept": layer.mask.count(), "numel": layer.mask.numel, **predicted(shape, layer.mask)}, notes
+    return contenders
 
 
 def _wrong(found: Sequence[Tensor], reference: Sequence[Tensor]) -> str | None:
@@ -204,22 +122,69 @@ def _wrong(found: Sequence[Tensor], reference: Sequence[Tensor]) -> str | None:
     return None
 
 
-def sweep_name(density: float) -> str:
+def build_products(shape: Shape, density: float) -> Built:
+    """The three products of one layer, each on its own: "forward snipkern", "input gradient torch", ..."""
+    layer, notes = Layer(shape, density), []
+    half = layer.cast(torch.bfloat16)
+    modules = {
+        SUBJECT: (layer, layer.sparse_module()),
+        "torch": (layer, layer.dense),
+        f"{SUBJECT} bf16": (half, half.sparse_module()),
+    }
+    for block, blocked in _blocked(shape, density, notes).items():
+        modules[f"{SUBJECT} {block_name(block)}"] = (blocked, blocked.sparse_module())
+    steps = {name: product_steps(module, of.x, of.dy) for name, (of, module) in modules.items()}
+    contenders = {f"{product} {name}": steps[name][product] for product in PRODUCTS for name in modules}
+    operations = {name: shape.operations(of.mask) for name, (of, _) in modules.items() if name != "torch"}
+    return contenders, {"operations": operations}, notes
+
+
+def sweep_name(density: float, block: Block | None = None) -> str:
     """The contender of one density."""
-    return f"{SUBJECT} {density:.0%}"
+    kind = SUBJECT if block is None else f"{SUBJECT} {block_name(block)}"
+    return f"{kind} {density:.0%}"
 
 
-def build_sweep(shape: Shape, densities: Sequence[float]) -> tuple[dict[str, Step], dict[str, Any], list[str]]:
-    """One layer at several densities, all in turns with its dense forms."""
-    layers = {density: Layer(shape, density) for density in densities}
-    first = layers[densities[0]]
+def build_sweep(shape: Shape, densities: Sequence[float]) -> Built:
+    """One layer at several densities and granularities, all in turns with its dense forms."""
+    notes: list[str] = []
+    found = [(density, None, Layer(shape, density)) for density in densities]
+    for density in densities:
+        found += [(density, block, layer) for block, layer in _blocked(shape, density, notes).items()]
+    first = found[0][2]
+    for _, _, layer in found:
+        layer.x, layer.dy = first.x, first.dy
     contenders: dict[str, Step] = {"torch": first.torch_default()}
     if shape.kind == "linear":
-        contenders["onednn"] = first.onednn()
+        contenders |= {"onednn": first.onednn(), "tuned": first.tuned()}
     else:
         contenders["channels_last"] = first.channels_last()
     facts: dict[str, Any] = {"densities": {}}
-    for density, layer in layers.items():
-        contenders[sweep_name(density)] = layer.sparse()
-        facts["densities"][sweep_name(density)] = {"density": density, **predicted(shape, layer.mask)}
-    return contenders, facts, []
+    for density, block, layer in found:
+        name = sweep_name(density, block)
+        contenders[name] = layer.sparse()
+        told = {"density": density, "block": block_name(block) if block else None, **chosen(layer)}
+        facts["densities"][name] = told
+    return contenders, facts, sorted(set(notes))
+
+
+def build_threads(shape: Shape, density: float) -> Built:
+    """The layer with 1, 2, ... of the threads that torch has: "snipkern 1", "torch 1", "snipkern 2", ..."""
+    layer = Layer(shape, density)
+    dense = layer.torch_default() if shape.kind == "linear" else layer.channels_last()
+    counts = limits.thread_counts()
+    before = torch.get_num_threads()
+
+    def on(threads: int, step: Step) -> Step:
+        def run() -> tuple[Tensor, ...]:
+            torch.set_num_threads(threads)
+            try:
+                return step()
+            finally:
+                torch.set_num_threads(before)
+
+        return run
+
+    steps = {SUBJECT: layer.sparse(), "dense": dense}
+    contenders = {f"{name} {count}": on(count, step) for count in counts for name, step in steps.items()}
+    return contenders, {"threads": counts}, [] if len(counts) > 1 else ["there is one thread: nothing to scale to"]

@@ -1,37 +1,48 @@
-"""Results as tables: ratios first, and never a time without what it is compared with."""
+"""Results as tables, with notes, disturbances, auto's wrong choices and the acceptance lines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import layer_tables
 from cases import Result
 from layer_cases import SUBJECT
-from rich import box
+from layers import BLOCKS, block_name
 from rich.console import Console
 from rich.table import Table
-from timing import Timing
-from verdicts import acceptance, best_dense, break_even, held_share, judgements
+from shares import OPTIMIZER, PRODUCTS, REST
+from style import Limits, digits, ratio, table, time, times
+from verdicts import BEST, BEST_BF16, acceptance, best_dense, held_share, judgements, speedup
 
 __all__ = ["show"]
 
 MEBI = 1 << 20
 # Cores busy elsewhere, from which on a case's figures should be taken again.
 DISTURBED = 0.1
-KEPT_WHOLE = ("ms (quartiles)", "(which)")
+BLOCKED = "with block masks: as best dense"
+BLOCK_KINDS = [f"{SUBJECT} {block_name(block)}" for block in BLOCKS]
 
 
 def show(results: Sequence[Result], console: Console) -> None:
     """Prints the tables of all groups that were run, their notes, auto's wrong choices and the acceptance lines."""
-    for group, make in (
+    found = Limits(results)
+    makers: list[tuple[str, Callable[[Sequence[Result]], Table]]] = [
+        ("limits", layer_tables.limits),
         ("selection", _selection),
-        ("layers", _layers),
-        ("density", _density),
+        ("layers", lambda group: layer_tables.layers(group, found)),
+        ("layers", lambda group: layer_tables.blocks(group, found)),
+        ("products", lambda group: layer_tables.products(group, found)),
+        ("density", layer_tables.density),
+        ("threads", layer_tables.threads),
+        ("latency", _latency),
         ("models", _models),
+        ("models", _shares),
         ("memory", _memory),
-    ):
-        found = [result for result in results if result.group == group]
-        if found:
-            console.print(make(found))
+    ]
+    for group, make in makers:
+        chosen = [result for result in results if result.group == group]
+        if chosen:
+            console.print(make(chosen))
     _notes(results, console)
     _disturbed(results, console)
     _auto(results, console)
@@ -39,107 +50,95 @@ def show(results: Sequence[Result], console: Console) -> None:
     if verdicts:
         console.print("acceptance", style="bold")
     for verdict in verdicts:
-        console.print(f"{'PASS' if verdict.passed else 'FAIL'}  {verdict.requirement} (measured {verdict.measured})")
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=column in KEPT_WHOLE or not i)
-    return table
+        line = f"{'PASS' if verdict.passed else 'FAIL'}  {verdict.requirement} (measured {verdict.measured})"
+        console.print(line, highlight=False)
 
 
 def _selection(results: Sequence[Result]) -> Table:
-    table = _table("selection: exact top 5 % of |w * g| as a mask", "weights", "reads of w and g", "x topk", "x numpy",
-                   "ms (quartiles)", "one read, ms")  # fmt: skip
+    made = table("selection: exact top 5 % of |w * g| as a mask", "weights", "reads of w and g", "x topk", "x numpy",
+                 "ms (quartiles)", "one read, ms")  # fmt: skip
     for result in results:
         read = result.ratios.get("read")
-        table.add_row(
+        made.add_row(
             result.name,
             f"{1 / read:.2f}" if read else "-",
-            _ratio(result, "topk"),
-            _ratio(result, "numpy"),
-            _time(result.timings.get(SUBJECT)),
-            _time(result.timings.get("read")),
+            ratio(result, "topk"),
+            ratio(result, "numpy"),
+            time(result.timings.get(SUBJECT)),
+            time(result.timings.get("read")),
         )
-    return table
+    return made
 
 
-def _layers(results: Sequence[Result]) -> Table:
-    table = _table("layers at 5 %: forward and backward of the whole module, how many times as fast as ...", "layer",
-                   "torch", "best dense", "(which)", "bf16 dense", "bf16: bf16 dense", "torch csr", "sparseprop",
-                   "ms (quartiles)", "auto")  # fmt: skip
+def _latency(results: Sequence[Result]) -> Table:
+    blocks = [block_name(block) for block in BLOCKS]
+    title = f"inference: forward without gradients, how many times as fast as ... ({BLOCKED})"
+    made = table(title, "layer or model", "torch", "best dense", "(which)", "ms (quartiles)", "bf16: bf16 dense",
+                 "ms, bf16", *blocks)  # fmt: skip
     for result in results:
-        best = best_dense(result)
-        in_bf16 = [result.timings.get(name) for name in ("bf16", f"{SUBJECT} bf16")]
-        table.add_row(
+        narrow = result.timings.get(f"{SUBJECT} bf16")
+        made.add_row(
             result.name,
-            _ratio(result, "torch"),
-            _ratio(result, best),
-            best or "-",
-            _ratio(result, "bf16"),
-            f"{in_bf16[0].median / in_bf16[1].median:.1f}x" if in_bf16[0] and in_bf16[1] else "-",
-            _ratio(result, "torch csr"),
-            _ratio(result, "sparseprop"),
-            _time(result.timings.get(SUBJECT)),
-            str(result.facts["auto"]),
+            ratio(result, "torch"),
+            times(speedup(result, SUBJECT, BEST)),
+            best_dense(result),
+            time(result.timings[SUBJECT]),
+            times(speedup(result, f"{SUBJECT} bf16", BEST_BF16)),
+            digits(narrow.median) if narrow else "-",
+            *(times(speedup(result, kind, BEST)) for kind in BLOCK_KINDS),
         )
-    return table
-
-
-def _density(results: Sequence[Result]) -> Table:
-    table = _table("density sweep: how many times as fast as ...", "layer", "density", "torch", "best dense", "(which)",
-                   "ms (quartiles)", "auto", "predicted")  # fmt: skip
-    for result in results:
-        best = best_dense(result)
-        dense = {name: result.timings[name].median for name in ("torch", best) if name}
-        points: dict[str, list[tuple[float, float]]] = {name: [] for name in dense}
-        for name, facts in result.facts["densities"].items():
-            timing = result.timings[name]
-            for against, seconds in dense.items():
-                points[against].append((facts["density"], seconds / timing.median))
-            ratios = [f"{points[against][-1][1]:.1f}x" for against in ("torch", best) if against]
-            table.add_row(
-                result.name,
-                f"{facts['density']:.0%}",
-                *ratios,
-                best,
-                _time(timing),
-                facts["auto"],
-                facts["reason"].split("predicted ")[-1],
-            )
-        even = [_even(break_even(points[against])) for against in ("torch", best) if against]
-        table.add_row("  break-even density", "", *even, best, end_section=True)
-    return table
-
-
-def _even(density: float | None) -> str:
-    return "above all" if density is None else f"{density:.0%}"
+    return made
 
 
 def _models(results: Sequence[Result]) -> Table:
-    table = _table("training steps: forward, backward, optimizer", "model", "x dense", "kept", "ms (quartiles)",
-                   "dense, ms", "x all csr", "left dense by auto")  # fmt: skip
+    blocks = [block_name(block) for block in BLOCKS]
+    title = f"training steps: forward, backward, optimizer; how many times as fast as ... ({BLOCKED})"
+    made = table(title, "model", "torch", "best dense", "(which)", "bf16: bf16 dense", *blocks, "sparseprop", "kept",
+                 "ms (quartiles)", "torch, ms", "all csr", "left dense by auto")  # fmt: skip
     for result in results:
-        left = [layer["name"] for layer in result.facts["layers"] if layer["auto"] != "csr"]
-        table.add_row(
+        left = [layer["name"] for layer in result.facts["layers"] if layer["auto"] == "masked"]
+        made.add_row(
             result.name,
-            _ratio(result, "torch"),
+            ratio(result, "torch"),
+            times(speedup(result, SUBJECT, BEST)),
+            best_dense(result),
+            times(speedup(result, f"{SUBJECT} bf16", BEST_BF16)),
+            *(times(speedup(result, kind, BEST)) for kind in BLOCK_KINDS),
+            ratio(result, "sparseprop"),
             f"{result.settings['keep']:.0%}",
-            _time(result.timings[SUBJECT]),
-            _time(result.timings["torch"]),
-            _ratio(result, "all csr"),
-            ", ".join(left) or "none",
+            time(result.timings[SUBJECT]),
+            digits(result.timings["torch"].median),
+            ratio(result, "all csr"),
+            ", ".join(left) if len(left) <= 3 else f"{len(left)} layers",
         )
-    return table
+    return made
+
+
+def _shares(results: Sequence[Result]) -> Table:
+    made = table("where the time of a step goes, one clocked step each", "model", "who", "products, ms",
+                 "optimizer, ms", "rest, ms", "products", "if products took no time")  # fmt: skip
+    for result in results:
+        shares = result.facts.get("shares", {})
+        for who, spent in shares.items():
+            whole = sum(spent.values())
+            free = whole - spent[PRODUCTS]
+            dense = sum(shares["torch"].values())
+            made.add_row(
+                result.name if who == SUBJECT else "",
+                who,
+                *(digits(spent[part]) for part in (PRODUCTS, OPTIMIZER, REST)),
+                f"{spent[PRODUCTS] / whole:.0%}",
+                f"{dense / free:.1f}x torch" if free > 0 else "-",
+            )
+    return made
 
 
 def _memory(results: Sequence[Result]) -> Table:
-    table = _table("memory held between steps", "model", "share of dense", "with index and scratch", "parameters",
-                   "gradients", "optimizer", "index", "scratch")  # fmt: skip
+    made = table("memory held between steps", "model", "share of dense", "with index and scratch", "parameters",
+                 "gradients", "optimizer", "index", "scratch")  # fmt: skip
     for result in results:
         dense, pruned = result.facts["dense"], result.facts[SUBJECT]
-        table.add_row(
+        made.add_row(
             result.name,
             f"{held_share(result):.1%}",
             f"{sum(pruned.values()) / sum(dense.values()):.1%}",
@@ -147,26 +146,12 @@ def _memory(results: Sequence[Result]) -> Table:
             _size(pruned["index"]),
             _size(pruned["scratch"]),
         )
-    table.caption = "pruned / dense, MiB"
-    return table
+    made.caption = "pruned / dense, MiB"
+    return made
 
 
 def _size(count: int) -> str:
     return f"{count / MEBI:.3g}"
-
-
-def _ratio(result: Result, name: str | None) -> str:
-    return f"{result.ratios[name]:.1f}x" if name in result.ratios else "-"
-
-
-def _time(timing: Timing | None) -> str:
-    if timing is None:
-        return "-"
-    return f"{_digits(timing.median)} ({_digits(timing.lower)}-{_digits(timing.upper)})"
-
-
-def _digits(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
 def _notes(results: Sequence[Result], console: Console) -> None:
@@ -190,10 +175,14 @@ def _auto(results: Sequence[Result], console: Console) -> None:
     if not any(result.group in ("layers", "density") for result in results):
         return
     wrong = judgements(results)
-    slower = [j for j in wrong if j.auto == "csr"]
-    missed = [j for j in wrong if j.auto != "csr"]
+    slower = [j for j in wrong if j.auto != "masked"]
+    missed = [j for j in wrong if j.auto == "masked"]
     console.print("engine='auto' against measurement (beyond noise: quartiles that do not overlap)", style="bold")
-    for title, found in (("chose csr where dense is faster", slower), ("stayed dense where csr is faster", missed)):
+    for title, found in (
+        ("computed sparsely though dense is faster", slower),
+        ("stayed dense though sparse is faster", missed),
+    ):
         console.print(f"{title}: {len(found)}")
         for j in found:
-            console.print(f"  {j.case}: csr is {j.ratio:.2f}x dense; auto: {j.auto} ({j.reason})", highlight=False)
+            line = f"  {j.case}: sparse is {j.ratio:.2f}x dense; auto: {j.auto} ({j.reason})"
+            console.print(line, highlight=False)

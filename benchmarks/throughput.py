@@ -3,7 +3,8 @@
     python benchmarks/throughput.py                           everything, under 3 minutes on 2 cores
     python benchmarks/throughput.py --cases layers,models     some groups
     python benchmarks/throughput.py --json out.json           raw medians and quartiles, with the machine
-    python benchmarks/throughput.py --show out.json           its tables again, measuring nothing
+    python benchmarks/throughput.py --plot out.png            a picture of densities and layers
+    python benchmarks/throughput.py --show out.json           its tables (and --plot) again, measuring nothing
     python benchmarks/throughput.py --quick                   tiny sizes: does everything run?
 
 All that is compared is timed in turns in one process. Read the ratios: absolute times are this machine's, today.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import plot
 import tables
 import torch
 from cases import GROUPS, Result, cases, run
@@ -29,8 +31,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from timing import NORMAL, QUICK, Timing
 from verdicts import acceptance, judgements
 
-FORMAT = 1
-WIDTH = 150
+FORMAT = 2
+WIDTH = 180
+LIMITED = ("layers", "products")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,9 +42,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a run that --json wrote")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw densities and layers there (PNG, SVG, PDF)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="this release has kernels for the CPU alone")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu: this release has no kernels for another")
     return parser.parse_args(arguments)
+
+
+def _device(text: str) -> str:
+    if text != "cpu":
+        raise argparse.ArgumentTypeError(f"device must be cpu: this release has kernels for no other (got {text!r})")
+    return text
 
 
 def _groups(text: str) -> tuple[str, ...]:
@@ -49,7 +59,8 @@ def _groups(text: str) -> tuple[str, ...]:
     unknown = [name for name in chosen if name not in GROUPS]
     if unknown:
         raise argparse.ArgumentTypeError(f"cases must be of {', '.join(GROUPS)} (got {', '.join(map(repr, unknown))})")
-    return chosen
+    # Without the processor's limits these could not say what share of them they reach.
+    return ("limits", *chosen) if set(chosen) & set(LIMITED) and "limits" not in chosen else chosen
 
 
 def _positive(text: str) -> int:
@@ -104,20 +115,25 @@ def headline(found: dict[str, Any]) -> str:
     )
 
 
-def show(path: Path, console: Console) -> None:
-    """Prints the tables of a run again."""
+def show(path: Path, picture: Path | None, console: Console) -> None:
+    """Prints the tables of a run again, and draws it again if there is a file to draw to."""
     content = json.loads(path.read_text())
     if content.get("format") != FORMAT:
         raise SystemExit(f"throughput: {path} must be of format {FORMAT} (got {content.get('format')!r})")
     console.print(headline(content["machine"]), highlight=False)
-    tables.show(saved(content), console)
+    results = saved(content)
+    tables.show(results, console)
+    if picture:
+        plot.save(results, picture, headline(content["machine"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     console = Console(width=None if Console().is_terminal else WIDTH)
+    if args.plot:
+        plot.require_matplotlib()
     if args.show:
-        show(args.show, console)
+        show(args.show, args.plot, console)
         return
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -132,6 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(document(results, args, before, seconds), indent=1) + "\n")
         console.print(f"written to {args.json}")
+    if args.plot:
+        plot.save(results, args.plot, headline(before))
+        console.print(f"drawn to {args.plot}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ class Effort:
         seconds: Of measuring per contender; slow contenders get fewer samples for it.
         least, most: Samples per contender.
         sample: Seconds that one sample should last at least; fast functions are called several times for it.
+        warm_up: Calls before the first sample; the last of them tells how long one takes.
     """
 
     seconds: float
     least: int
     most: int
     sample: float
+    warm_up: int = 2
 
 
 NORMAL = Effort(seconds=0.5, least=5, most=41, sample=1e-3)
@@ -48,7 +50,7 @@ def interleave(
     effort: Effort = NORMAL,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Times functions in turns, A B C A B C ..., after two warm-up calls of each.
+    """Times functions in turns, A B C A B C ..., after warm-up calls of each.
 
     A contender too slow for the full number of samples sits out some of the rounds, evenly spread. Garbage collection
     is off while the clock runs.
@@ -61,8 +63,8 @@ def interleave(
     calls: dict[str, int] = {}
     samples: dict[str, int] = {}
     for name, function in contenders.items():
-        function()
-        once = max(_measure(function, 1, clock), 1e-9)
+        once = [_measure(function, 1, clock) for _ in range(effort.warm_up)][-1]
+        once = max(once, 1e-9)
         calls[name] = max(1, math.ceil(effort.sample / once))
         wanted = int(effort.seconds / (once * calls[name]))
         samples[name] = min(max(wanted, effort.least), effort.most)

@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snipkern.masks import Mask
@@ -13,6 +14,8 @@ from snipkern.masks import Mask
 __all__ = ["BlockTopology", "Topology"]
 
 INT32_LIMIT = 2**31
+# Rows or columns up to this many are stored in 16 bits.
+NARROW = 2**16
 
 
 class Topology:
@@ -26,7 +29,8 @@ class Topology:
         mask: The mask it was built from.
         rows, cols, nnz: Sizes of the two-dimensional view, and how many weights are kept.
 
-    Cost: ``12 * nnz + 4 * (rows + cols)`` bytes per device, besides the mask.
+    Cost: ``8 * nnz + 4 * (rows + cols)`` bytes per device, besides the mask; two more for each kept weight and each
+    dimension above 65536.
 
     Raises:
         ValueError: For a mask of fewer than two dimensions, or one that 32-bit indices cannot address
@@ -53,30 +57,22 @@ class Topology:
 
     def _build(self) -> Tensor:
         kept = self.mask.to_dense().view(self.rows, self.cols).numpy()
-        row, col = (index.astype(np.int32) for index in np.nonzero(kept))
+        row, col = np.nonzero(kept)
         # A stable sort by column keeps rows ascending within a column, and is its own way back to the values.
-        order = np.argsort(col, kind="stable").astype(np.int32)
-        index = np.empty(self.rows + self.cols + 2 + 3 * self.nnz, dtype=np.int32)
-        parts = np.split(index, self._offsets())
-        for pointer, counts in ((parts[0], kept.sum(1)), (parts[2], kept.sum(0))):
-            pointer[0] = 0
+        order = np.argsort(col, kind="stable")
+        parts: list[NDArray[np.int32]] = []
+        for counts, index, size in ((kept.sum(1), col, self.cols), (kept.sum(0), row[order], self.rows)):
+            pointer = np.zeros(counts.size + 1, dtype=np.int32)
             np.cumsum(counts, out=pointer[1:])
-        parts[1][:] = col
-        parts[3][:] = row[order]
-        parts[4][:] = order
-        return torch.from_numpy(index)
-
-    def _offsets(self) -> tuple[int, int, int, int]:
-        first = self.rows + 1
-        second = first + self.nnz
-        third = second + self.cols + 1
-        return first, second, third, third + self.nnz
+            parts += [pointer, packed_index(index, size)]
+        return torch.from_numpy(np.concatenate([*parts, order.astype(np.int32)]))
 
     def on(self, device: torch.device) -> Tensor:
         """The packed int32 index on a device, copied there once.
 
         Layout: ``row_ptr [rows + 1] | col [nnz] | col_ptr [cols + 1] | row [nnz] | order [nnz]``; entry ``k`` of the
-        column lists is the kept weight ``order[k]``, and kept weights are numbered in row-major order.
+        column lists is the kept weight ``order[k]``, and kept weights are numbered in row-major order. ``col`` and
+        ``row`` are 16 bits each, two to a word, where ``cols`` or ``rows`` is at most 65536.
         """
         index = self._by_device.get(device)
         if index is None:
@@ -172,12 +168,31 @@ def require_block(op: str, block: object) -> tuple[int, int]:
     return good[0], good[1]
 
 
+def index_words(nnz: int, size: int) -> int:
+    """int32 words that the rows or columns of ``nnz`` kept weights take; ``size`` is how many rows or columns are."""
+    return (nnz + 1) // 2 if size <= NARROW else nnz
+
+
+def packed_index(index: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    """Rows or columns as int32 words, two of 16 bits in each where they fit."""
+    if size > NARROW:
+        return index.astype(np.int32)
+    narrow = np.zeros(2 * index_words(index.size, size), dtype=np.uint16)
+    narrow[: index.size] = index
+    return narrow.view(np.int32)
+
+
+def unpacked_index(words: Tensor, nnz: int, size: int) -> Tensor:
+    """int32 ``[nnz]``: what :func:`packed_index` packed."""
+    return words if size > NARROW else words.view(torch.int16)[:nnz].int() & 0xFFFF
+
+
 def flat_index(index: Tensor, rows: int, cols: int, nnz: int) -> Tensor:
     """int64 ``[nnz]`` flat positions of the kept weights, from a packed index (see :meth:`Topology.on`)."""
     counts = index[1 : rows + 1] - index[:rows]
     numbers = torch.arange(rows, device=index.device)
     row = torch.repeat_interleave(numbers, counts.long(), output_size=nnz)
-    return row * cols + index[rows + 1 : rows + 1 + nnz]
+    return row * cols + unpacked_index(index[rows + 1 :][: index_words(nnz, cols)], nnz, cols)
 
 
 def block_flat_index(index: Tensor, rows: int, cols: int, nnz: int, block: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from snipkern import Mask
-from snipkern.topology import Topology
+from snipkern.topology import Topology, unpacked_index
 
 CPU = torch.device("cpu")
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=12)).map(
@@ -28,7 +28,9 @@ def test_packed_index_holds_rows_and_columns(mask):
     rows, cols, nnz = topology.rows, topology.cols, topology.nnz
     index = topology.on(CPU)
     assert index.dtype == torch.int32 and index.is_contiguous()
-    row_ptr, col, col_ptr, row, order = index.split([rows + 1, nnz, cols + 1, nnz, nnz])
+    words = (nnz + 1) // 2  # 16 bits suffice
+    row_ptr, col, col_ptr, row, order = index.split([rows + 1, words, cols + 1, words, nnz])
+    col, row = unpacked_index(col, nnz, cols), unpacked_index(row, nnz, rows)
     kept = mask.to_dense().view(rows, cols)
     for r in range(rows):
         assert col[row_ptr[r] : row_ptr[r + 1]].tolist() == kept[r].nonzero().flatten().tolist()
@@ -38,6 +40,16 @@ def test_packed_index_holds_rows_and_columns(mask):
     numbers = torch.zeros(rows, cols, dtype=torch.int32)
     numbers[kept] = torch.arange(nnz, dtype=torch.int32)
     assert torch.equal(order, numbers.t()[kept.t()])
+
+
+@pytest.mark.parametrize("shape", ((3, 65536), (3, 65537), (65536, 3), (65537, 3)), ids=str)
+def test_indices_of_16_and_of_32_bits(shape):
+    kept = torch.zeros(shape, dtype=torch.bool)
+    kept[-1, -1] = kept[0, -1] = kept[-1, 0] = True
+    topology = Topology(Mask.from_dense(kept))
+    assert torch.equal(topology.flat_index(CPU), kept.flatten().nonzero().flatten())
+    words = 3 + sum(3 if size > 65536 else 2 for size in shape)
+    assert topology.on(CPU).numel() == sum(shape) + 2 + words
 
 
 @given(masks)

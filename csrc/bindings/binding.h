@@ -16,6 +16,7 @@
 #include "bindings/checks.h"
 #include "cpu/denormals.h"
 #include "cpu/dtype.h"
+#include "cpu/index_list.h"
 #include "cpu/memory.h"
 #include "cpu/tasks.h"
 
@@ -76,17 +77,17 @@ inline const TorchTasks run_tasks;
 
 // The five index arrays that a topology tensor packs (snipkern/topology.py).
 struct TopologyView {
-  const int32_t *ptr, *index;  // rows: [rows + 1], [nnz]
-  const int32_t *transposed_ptr, *transposed_index,
-      *transposed_order;  // columns: [cols + 1], [nnz], [nnz]
+  const int32_t *ptr, *transposed_ptr;  // of the rows [rows + 1], of the columns [cols + 1]
+  IndexList index, transposed_index;    // columns of each row, rows of each column: [nnz]
+  const int32_t* transposed_order;      // [nnz]
 
   TopologyView(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
     require_topology(op, topology, nnz, rows, cols);
     ptr = topology.const_data_ptr<int32_t>();
-    index = ptr + rows + 1;
-    transposed_ptr = index + nnz;
-    transposed_index = transposed_ptr + cols + 1;
-    transposed_order = transposed_index + nnz;
+    index = {ptr + rows + 1, fits_16_bits(cols)};
+    transposed_ptr = ptr + rows + 1 + index_words(nnz, cols);
+    transposed_index = {transposed_ptr + cols + 1, fits_16_bits(rows)};
+    transposed_order = transposed_ptr + cols + 1 + index_words(nnz, rows);
   }
 };
 

@@ -10,6 +10,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cpu/index_list.h"
+
 namespace snipkern {
 
 using torch::headeronly::ScalarType;
@@ -96,7 +98,7 @@ inline void require_bias(const char* op, const std::optional<Tensor>& bias, int6
 }
 
 inline void require_topology(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
-  const int64_t expected = rows + cols + 2 + 3 * nnz;
+  const int64_t expected = rows + cols + 2 + index_words(nnz, cols) + index_words(nnz, rows) + nnz;
   SNIPKERN_REQUIRE(topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.numel() == expected &&
                        topology.is_contiguous(),
                    op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},

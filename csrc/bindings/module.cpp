@@ -1,9 +1,10 @@
 // The Python module snipkern._C: importing it registers the ops; its functions tell and set the ISA
-// tier.
+// tier, and tell the processor's limits.
 #include <Python.h>
 
 #include <exception>
 
+#include "bindings/probe.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 
@@ -36,6 +37,10 @@ PyMethodDef methods[] = {
     {"set_isa", set_isa, METH_O, "Switches the tier; False, changing nothing, where it cannot run here."},
     {"release_scratch", release_scratch, METH_NOARGS,
      "Frees the calling thread's reused scratch memory; returns how many bytes that were."},
+    {"probe_multiply_adds", snipkern::python_probe_multiply_adds, METH_VARARGS,
+     "probe_multiply_adds(passes) -> (operations, seconds) of multiply-adds on registers, on all threads."},
+    {"probe_reads", snipkern::python_probe_reads, METH_VARARGS,
+     "probe_reads(bytes, passes) -> (bytes read, seconds) from a buffer of that size for each thread."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -33,7 +33,7 @@ inline RowLists block_row_lists(const BsrIndex& index, const TaskRunner& run) {
       }
     }
   });
-  return {ptr, column, index.start, groups, index.block_height};
+  return {ptr, {column, false}, index.start, groups, index.block_height};
 }
 
 template <typename T>

@@ -6,6 +6,7 @@
 
 #include "cpu/conv_plan.h"
 #include "cpu/dtype.h"
+#include "cpu/index_list.h"
 #include "cpu/memory.h"
 #include "cpu/tasks.h"
 
@@ -17,10 +18,10 @@ struct Conv2dCsr {
   DType dtype;
   Conv2dShape shape;
   const void* x;
-  const void* values;    // [nnz]
-  const void* bias;      // [out_channels] or null
-  const int32_t* ptr;    // [out_channels + 1]: where each row's list begins
-  const int32_t* index;  // [nnz]: columns of each row
+  const void* values;  // [nnz]
+  const void* bias;    // [out_channels] or null
+  const int32_t* ptr;  // [out_channels + 1]: where each row's list begins
+  IndexList index;     // [nnz]: columns of each row
   void* y;
 };
 
@@ -30,7 +31,7 @@ struct Conv2dCsrInputGrad {
   const void* grad;      // of y
   const void* values;    // [nnz]
   const int32_t* ptr;    // [columns + 1]: where each column's list begins
-  const int32_t* index;  // [nnz]: rows of each column
+  IndexList index;       // [nnz]: rows of each column
   const int32_t* order;  // [nnz]: position in `values` of each list entry
   void* grad_x;
 };
@@ -40,9 +41,9 @@ struct Conv2dCsrWeightGrad {
   Conv2dShape shape;
   const void* grad;  // of y
   const void* x;
-  const int32_t* ptr;    // [out_channels + 1]
-  const int32_t* index;  // [nnz]
-  void* values;          // [nnz]
+  const int32_t* ptr;  // [out_channels + 1]
+  IndexList index;     // [nnz]
+  void* values;        // [nnz]
 };
 
 // Each output element is summed in one fixed order, in float (double for

@@ -37,9 +37,9 @@ struct TapLists {
 
 // Row lists of the weight's view: a group's channels keep the same columns.
 struct RowLists {
-  const int32_t* ptr;      // [groups + 1]
-  const int32_t* columns;  // [ptr[groups]], ascending within a group
-  const int32_t* starts;   // [groups + 1]: values before a group; null where that is `ptr`
+  const int32_t* ptr;     // [groups + 1]
+  IndexList columns;      // [ptr[groups]], ascending within a group
+  const int32_t* starts;  // [groups + 1]: values before a group; null where that is `ptr`
   int64_t groups, height;
 
   int64_t values_before(int64_t group) const { return starts != nullptr ? starts[group] : ptr[group]; }
@@ -99,7 +99,7 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
       const int64_t first = rows.ptr[group], length = rows.ptr[group + 1] - first;
       int32_t* next = ptr + group * lists;
       std::fill(next, next + lists, 0);
-      plan.count_taps(rows.columns + first, length, next);
+      plan.count_taps(rows.columns, first, first + length, next);
       for (int64_t tap = 0, at = first; tap < lists; ++tap) {
         const int64_t count = next[tap];
         next[tap] = static_cast<int32_t>(at);
@@ -108,7 +108,7 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
       const int64_t start = rows.values_before(group);
       // The first row's part of `order` gets the permutation; the other rows
       // repeat it.
-      plan.place_sorted(rows.columns + first, length, next, offsets, order + start - first);
+      plan.place_sorted(rows.columns, first, first + length, next, offsets, order + start - first);
       const int64_t height = length == 0 ? 0 : (rows.values_before(group + 1) - start) / length;
       for (int64_t r = height - 1; r >= 0; --r) {
         for (int64_t k = 0; k < length; ++k) {

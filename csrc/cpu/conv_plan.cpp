@@ -129,24 +129,24 @@ inline int64_t ConvPlan::channel_of(int64_t column) const {
   return static_cast<int64_t>(static_cast<unsigned __int128>(inverse) * static_cast<uint64_t>(column) >> 64);
 }
 
-void ConvPlan::place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const {
+void ConvPlan::place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const {
   for (int64_t k = begin; k < end; ++k) {
-    const int64_t channel = channel_of(columns[k]);
-    offsets[k] = static_cast<int32_t>(channel * channel_stride + offset[columns[k] - channel * taps]);
+    const int64_t column = columns[k], channel = channel_of(column);
+    offsets[k] = static_cast<int32_t>(channel * channel_stride + offset[column - channel * taps]);
   }
 }
 
-void ConvPlan::count_taps(const int32_t* columns, int64_t count, int32_t* counts) const {
-  for (int64_t k = 0; k < count; ++k) ++counts[columns[k] - channel_of(columns[k]) * taps];
+void ConvPlan::count_taps(const IndexList& columns, int64_t begin, int64_t end, int32_t* counts) const {
+  for (int64_t k = begin; k < end; ++k) ++counts[columns[k] - channel_of(columns[k]) * taps];
 }
 
-void ConvPlan::place_sorted(const int32_t* columns, int64_t count, int32_t* next, int32_t* offsets,
+void ConvPlan::place_sorted(const IndexList& columns, int64_t begin, int64_t end, int32_t* next, int32_t* offsets,
                             int32_t* from) const {
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t channel = channel_of(columns[k]), tap = columns[k] - channel * taps;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t column = columns[k], channel = channel_of(column), tap = column - channel * taps;
     const int32_t entry = next[tap]++;
     offsets[entry] = static_cast<int32_t>(channel * channel_stride + offset[tap]);
-    from[entry] = static_cast<int32_t>(k);
+    from[entry] = static_cast<int32_t>(k - begin);
   }
 }
 

@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "cpu/conv_axis.h"
+#include "cpu/index_list.h"
 
 namespace snipkern {
 
@@ -122,11 +123,11 @@ struct ConvPlan {
   int64_t strip_rows(int64_t strip_channels) const;
 
   // Slab offsets of columns [begin, end) of the weight's view.
-  void place(const int32_t* columns, int64_t begin, int64_t end, int32_t* offsets) const;
-  // The same, sorted by tap: entry next[tap] is the next one of its tap;
-  // from[entry] is its number among the columns.
-  void count_taps(const int32_t* columns, int64_t count, int32_t* counts) const;
-  void place_sorted(const int32_t* columns, int64_t count, int32_t* next, int32_t* offsets, int32_t* from) const;
+  void place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const;
+  // The same, sorted by tap: entry next[tap] is the next one of its tap; from[entry] is its number from `begin` on.
+  void count_taps(const IndexList& columns, int64_t begin, int64_t end, int32_t* counts) const;
+  void place_sorted(const IndexList& columns, int64_t begin, int64_t end, int32_t* next, int32_t* offsets,
+                    int32_t* from) const;
 
  private:
   void choose_patch(const ConvWeights& weights);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/dtype.h"
+#include "cpu/index_list.h"
 #include "cpu/memory.h"
 #include "cpu/spmm_csr.h"
 #include "cpu/tasks.h"
@@ -13,10 +14,10 @@ namespace snipkern {
 
 struct SddmmCsr {
   DType dtype;
-  const void* a;         // [batch, rows], row-major
-  const void* b;         // [batch, cols], row-major
-  const int32_t* ptr;    // [rows + 1]: where each row's list begins
-  const int32_t* index;  // [nnz]: columns of each row
+  const void* a;       // [batch, rows], row-major
+  const void* b;       // [batch, cols], row-major
+  const int32_t* ptr;  // [rows + 1]: where each row's list begins
+  IndexList index;     // [nnz]: columns of each row
   int64_t batch, rows, cols;
   void* values;  // [nnz]: sum over the batch of a[:, row] * b[:, col]
   void* bias;    // [rows]: sum over the batch of a[:, row], or null

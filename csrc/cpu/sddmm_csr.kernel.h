@@ -27,8 +27,9 @@ inline __attribute__((always_inline)) V dot_lanes(const V* left, const S* b, int
 // One tile's share of the sums of rows [begin, end), stored or, unless it is the first, added: for each kept weight
 // kVectors products, and for every kLanes weights one joint horizontal sum. What is left of a row waits for that of
 // the next ones.
-template <int kLines, typename S, typename A>
-void dot_rows(const SddmmCsr& call, const S* a, const S* b, int64_t begin, int64_t end, bool first, A* sums) {
+template <int kLines, typename S, typename A, typename I>
+void dot_rows(const SddmmCsr& call, const I* index, const S* a, const S* b, int64_t begin, int64_t end, bool first,
+              A* sums) {
   constexpr int kN = kLanes<A>;
   alignas(64) Vec<A> waiting[kN];
   int64_t place[kN];
@@ -46,12 +47,12 @@ void dot_rows(const SddmmCsr& call, const S* a, const S* b, int64_t begin, int64
     int64_t k = call.ptr[row];
     for (; k + kN <= stop; k += kN) {
       Vec<A> dots[kN];
-      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) { dots[i] = dot_lanes<kLines>(left, b, call.index[k + i]); }
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) { dots[i] = dot_lanes<kLines>(left, b, index[k + i]); }
       const Vec<A> sum = sum_rows<A>(dots);
       store(sums + k, first ? sum : load(sums + k) + sum);
     }
     for (; k < stop; ++k) {
-      waiting[count] = dot_lanes<kLines>(left, b, call.index[k]);
+      waiting[count] = dot_lanes<kLines>(left, b, index[k]);
       place[count] = k;
       if (++count == kN) settle();
     }
@@ -88,7 +89,7 @@ void add_tile(const SddmmCsr& call, const Tiling<S>& tiling, const S* a, const S
               int64_t end, bool first, const Sums<A>& sums) {
   with_lines<S>(tiling.lines(tile), [&](auto lines) {
     constexpr int kLines = decltype(lines)::value;
-    dot_rows<kLines>(call, a, b, begin, end, first, sums.values);
+    with_index(call.index, [&](auto* index) { dot_rows<kLines>(call, index, a, b, begin, end, first, sums.values); });
     if (sums.bias != nullptr) add_rows<kLines>(a, begin, end, first, sums.bias);
   });
 }

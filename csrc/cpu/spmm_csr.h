@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/dtype.h"
+#include "cpu/index_list.h"
 #include "cpu/memory.h"
 #include "cpu/tasks.h"
 
@@ -16,7 +17,7 @@ struct SpmmCsr {
   const void* values;    // [nnz]
   const void* bias;      // [outputs] or null
   const int32_t* ptr;    // [outputs + 1]: where each output's list begins
-  const int32_t* index;  // [nnz]: inputs of each output
+  IndexList index;       // [nnz]: inputs of each output
   const int32_t* order;  // [nnz]: position in `values` of each list entry, or null for 0, 1, 2, ...
   int64_t batch, inputs, outputs;
   void* y;  // [batch, outputs], row-major

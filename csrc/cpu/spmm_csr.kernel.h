@@ -10,9 +10,9 @@ namespace {
 
 // kLanes outputs of one tile: each kept weight is a broadcast and kVectors FMAs. As many sets of sums as hide the FMA's
 // latency take turns.
-template <typename T, int kLines>
-void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const tile_t<T>* x, int64_t sample,
-                    int64_t first) {
+template <typename T, int kLines, typename I>
+void multiply_group(const SpmmCsr& call, const I* index, const accumulator_t<T>* values, const tile_t<T>* x,
+                    int64_t sample, int64_t first) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   constexpr int kVectors = kLines * kLineVectors<tile_t<T>>;
@@ -29,7 +29,7 @@ void multiply_group(const SpmmCsr& call, const accumulator_t<T>* values, const t
       const auto add = [&](int64_t k, Vec<A>* sum) __attribute__((always_inline)) {
         const Vec<A> weight = broadcast<Vec<A>>(values[k]);
         Vec<A> samples[kVectors];
-        load_feature<kLines>(x, call.index[k], samples);
+        load_feature<kLines>(x, index[k], samples);
         SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = multiply_add<A>(weight, samples[v], sum[v]);
       };
       const int64_t end = call.ptr[output + 1];
@@ -52,10 +52,12 @@ template <typename T>
 void multiply_groups(const SpmmCsr& call, const Tiling<tile_t<T>>& tiling, const accumulator_t<T>* values,
                      const tile_t<T>* x, int64_t tile, int64_t begin, int64_t end) {
   with_lines<tile_t<T>>(tiling.lines(tile), [&](auto lines) {
-    for (int64_t group = begin; group < end; ++group) {
-      multiply_group<T, decltype(lines)::value>(call, values, x, tile * tiling.samples(),
-                                                group * kLanes<accumulator_t<T>>);
-    }
+    with_index(call.index, [&](auto* index) {
+      for (int64_t group = begin; group < end; ++group) {
+        multiply_group<T, decltype(lines)::value>(call, index, values, x, tile * tiling.samples(),
+                                                  group * kLanes<accumulator_t<T>>);
+      }
+    });
   });
 }
 

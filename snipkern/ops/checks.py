@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from snipkern.topology import index_words
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -45,7 +47,7 @@ def require_float(name: str, what: str, tensor: Tensor) -> None:
 
 
 def require_topology(name: str, topology: Tensor, nnz: int, rows: int, cols: int) -> None:
-    expected = rows + cols + 2 + 3 * nnz
+    expected = rows + cols + 2 + index_words(nnz, cols) + index_words(nnz, rows) + nnz
     require(
         topology.dtype == torch.int32
         and topology.numel() == expected

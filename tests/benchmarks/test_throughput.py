@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import throughput
 import torch
-import verdicts
-from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, Result, cases
+from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, cases
 from timing import Effort, Timing, interleave
 
 from snipkern import backends
@@ -58,8 +57,14 @@ def test_slow_ones_sit_out_rounds_evenly():
     machine = FakeMachine()
     found = interleave({"fast": machine.worker("f", 1.0), "slow": machine.worker("s", 100.0)}, EFFORT, machine.clock)
     assert (found["fast"].samples, found["slow"].samples) == (10, 3)
-    turns = "".join(machine.log[4:])
-    assert turns == "ffffsfffsfffs"
+    assert "".join(machine.log[4:]) == "ffffsfffsfffs"
+
+
+def test_very_slow_ones_warm_up_once():
+    machine = FakeMachine()
+    effort = Effort(1.0, 3, 5, 0.5, warm_up=1)
+    assert interleave({"slow": machine.worker("s", 100.0)}, effort, machine.clock)["slow"].samples == 3
+    assert len(machine.log) == 1 + 3
 
 
 def test_fast_ones_are_called_several_times_a_sample():
@@ -106,7 +111,8 @@ def finite_numbers(value: object) -> int:
 @compiled
 def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
     path = tmp_path / "folder" / "out.json"
-    throughput.main(["--quick", "--threads", "1", "--json", str(path)])
+    picture = tmp_path / "pictures" / "out.png"
+    throughput.main(["--quick", "--threads", "1", "--json", str(path), "--plot", str(picture)])
     content = json.loads(path.read_text())
     assert finite_numbers(content) > 200
     assert content["format"] == throughput.FORMAT
@@ -121,27 +127,42 @@ def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
         for timing in result["timings"].values():
             assert 0 < timing["lower"] <= timing["median"] <= timing["upper"]
             assert timing["samples"] >= 3
+    products = next(r for r in results if r["group"] == "products" and r["settings"]["kind"] == "conv")
+    assert {f"{p} snipkern" for p in ("forward", "input gradient", "value gradient")} <= products["timings"].keys()
+    assert products["facts"]["operations"]["snipkern"] > 0
+    limits = next(r for r in results if r["group"] == "limits")["facts"]["rates"]["1"]
+    assert limits.keys() == {"multiply-adds", "L1", "L2", "memory"}
+    for net in ("VGG", "ResNet", "GPT"):
+        model = next(r for r in results if r["group"] == "models" and net in r["name"])
+        assert {"snipkern", "torch", "bf16", "autocast", "snipkern bf16"} <= model["timings"].keys()
+        for shares in model["facts"]["shares"].values():
+            assert shares["products"] > 0 and shares["optimizer"] > 0 and shares["rest"] > 0
     linear = next(r for r in results if r["group"] == "layers" and r["settings"]["kind"] == "linear")
-    assert {"snipkern", "torch", "onednn", "bf16", "snipkern bf16", "torch csr"} <= linear["timings"].keys()
+    assert {"snipkern", "torch", "onednn", "tuned", "bf16", "snipkern bf16", "torch csr"} <= linear["timings"].keys()
     conv = next(r for r in results if r["group"] == "layers" and r["settings"]["kind"] == "conv")
     assert {"snipkern", "torch", "channels_last", "bf16", "snipkern bf16"} <= conv["timings"].keys()
     median = {name: timing["median"] for name, timing in linear["timings"].items()}
     assert linear["ratios"]["torch"] == pytest.approx(median["torch"] / median["snipkern"])
     shown = capsys.readouterr().out
-    for title in ("selection", "layers at 5 %", "density sweep", "training steps", "memory held"):
+    for title in (
+        "limits: what", "selection", "element masks, float32", "blocks and bfloat16", "products at 5 %", "density sweep",
+        "thread scaling", "inference", "training steps", "where the time of a step goes", "memory held",
+    ):  # fmt: skip
         assert title in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "acceptance" not in shown  # tiny sizes prove nothing
-    throughput.main(["--show", str(path)])
+    throughput.main(["--show", str(path), "--plot", str(tmp_path / "again.svg")])
     again = capsys.readouterr().out
-    tables = shown[shown.index("selection: exact") : shown.index("10 cases in")]
+    tables = shown[shown.index("limits: what") : shown.index(f"{len(results)} cases in")]
     assert again.splitlines()[0] == shown.splitlines()[0]
-    assert again[again.index("selection: exact") :] == tables
+    assert again[again.index("limits: what") :] == tables
+    assert "<svg" in (tmp_path / "again.svg").read_text()
 
 
 def test_only_files_of_this_format_are_shown(tmp_path):
     path = tmp_path / "old.json"
     path.write_text('{"format": 0}')
-    with pytest.raises(SystemExit, match=r"must be of format 1 \(got 0\)"):
+    with pytest.raises(SystemExit, match=rf"must be of format {throughput.FORMAT} \(got 0\)"):
         throughput.main(["--show", str(path)])
 
 
@@ -149,10 +170,14 @@ def test_groups_can_be_chosen_and_unknown_ones_are_refused(capsys):
     assert {case.group for case in cases(throughput.parse(["--cases", "memory,models"]).cases)} == {"models", "memory"}
     with pytest.raises(SystemExit):
         throughput.parse(["--cases", "layers,speed"])
-    assert "cases must be of selection, layers, density, models, memory (got 'speed')" in capsys.readouterr().err
+    assert f"cases must be of {', '.join(GROUPS)} (got 'speed')" in capsys.readouterr().err
+    assert throughput.parse(["--cases", "layers"]).cases == ("limits", "layers")
     with pytest.raises(SystemExit):
         throughput.parse(["--threads", "0"])
     assert "threads must be a positive integer (got '0')" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        throughput.parse(["--device", "cuda"])
+    assert "device must be cpu: this release has kernels for no other (got 'cuda')" in capsys.readouterr().err
 
 
 def test_a_contender_with_a_wrong_result_is_left_out(monkeypatch):
@@ -181,43 +206,6 @@ def test_bytes_are_those_of_kept_weights(optimizer):
     assert held["parameters"] == held["gradients"] == trained
     assert held["optimizer"] == moments * trained + steps
     assert held["index"] == words + 2 * 4 * (2 * 96 + 2) + 3 * 4 * handle.kept
-
-
-def steady(seconds: float, spread: float = 0.0) -> Timing:
-    return Timing(seconds, seconds - spread, seconds + spread, 9, 1)
-
-
-def layer(auto: str, sparse: Timing, dense: Timing) -> Result:
-    timings = {"snipkern": sparse, "torch": dense}
-    return Result("layers", "layer", {"density": 0.05}, timings, {}, {"auto": auto, "reason": "predicted"})
-
-
-def test_choices_are_judged_beyond_noise():
-    slow, fast, vague = steady(2.0), steady(1.0), steady(1.5, spread=0.6)
-    assert [j.ratio for j in verdicts.judgements([layer("csr", slow, fast)])] == [0.5]
-    assert [j.ratio for j in verdicts.judgements([layer("masked", fast, slow)])] == [2.0]
-    assert verdicts.judgements([layer("csr", fast, slow), layer("masked", slow, fast)]) == []
-    assert verdicts.judgements([layer("csr", vague, fast), layer("masked", vague, slow)]) == []
-
-
-def test_break_even_is_read_off_between_points():
-    assert verdicts.break_even([(0.01, 4.0), (0.04, 1.0)]) == pytest.approx(0.04)
-    assert verdicts.break_even([(0.01, 4.0), (0.1, 2.0), (0.4, 0.5)]) == pytest.approx(0.2)
-    assert verdicts.break_even([(0.01, 4.0), (0.5, 1.5)]) is None
-    assert verdicts.break_even([(0.01, 0.9), (0.5, 0.2)]) == 0.01
-
-
-def test_acceptance_compares_steps_and_bytes():
-    settings = {"net": verdicts.ACCEPTED_NET}
-    dense = {"parameters": 100, "gradients": 100, "optimizer": 200}
-    pruned = {"parameters": 12, "gradients": 12, "optimizer": 24, "index": 900, "scratch": 900}
-    steps = Result("models", "mlp", settings, {}, {"torch": 3.99})
-    held = Result("memory", "mlp", settings, facts={"dense": dense, "snipkern": pruned})
-    other = Result("models", "lenet", {"net": "another"}, {}, {"torch": 0.1})
-    assert [(v.passed, v.measured) for v in verdicts.acceptance([steps, held, other])] == [
-        (False, "4.0x"),
-        (True, "12.0%"),
-    ]
 
 
 def test_calibration_recovers_the_constants_it_was_made_from():

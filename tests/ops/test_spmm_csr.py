@@ -236,18 +236,18 @@ ERRORS = {
     ),
     "too few values": (
         changed(values=lambda values: values[1:]),
-        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 23 kept weights, 81 elements"
-        " (got [84] torch.int32)",
+        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 23 kept weights, 59 elements"
+        " (got [60] torch.int32)",
     ),
     "wide topology": (
         lambda case: (*case.args()[:3], case.index.long(), 4, 6, False),
-        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 24 kept weights, 84 elements"
-        " (got [84] torch.int64)",
+        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 24 kept weights, 60 elements"
+        " (got [60] torch.int64)",
     ),
     "strided topology": (
         lambda case: (*case.args()[:3], case.index.repeat_interleave(2)[::2], 4, 6, False),
-        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 24 kept weights, 84 elements"
-        " (got [84] torch.int32)",
+        "spmm_csr: topology must be the int32 index of a 4 x 6 mask with 24 kept weights, 60 elements"
+        " (got [60] torch.int32)",
     ),
 }
 

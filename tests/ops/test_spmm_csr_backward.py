@@ -170,7 +170,7 @@ ERRORS = {
     ),
     "too few values": (
         changed(values=lambda values: values[1:]),
-        "topology must be the int32 index of a 4 x 6 mask with 23 kept weights, 81 elements (got [84] torch.int32)",
+        "topology must be the int32 index of a 4 x 6 mask with 23 kept weights, 59 elements (got [60] torch.int32)",
     ),
 }
 
