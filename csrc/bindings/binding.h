@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings/checks.h"
+#include "cpu/denormals.h"
 #include "cpu/dtype.h"
 #include "cpu/index_list.h"
 #include "cpu/memory.h"
@@ -49,7 +50,8 @@ inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> size
   return output;
 }
 
-// Torch's thread pool. Tasks are handed out one by one, so that a busy core takes fewer of them.
+// Torch's thread pool. Tasks are handed out one by one, so that a busy core takes fewer of them. All compute with exact
+// denormals, whatever their thread is set to.
 class TorchTasks final : public TaskRunner {
  public:
   int64_t threads() const override { return torch::stable::get_num_threads(); }
@@ -57,11 +59,13 @@ class TorchTasks final : public TaskRunner {
   void operator()(int64_t count, const std::function<void(int64_t)>& body) const override {
     const int64_t workers = count < threads() ? count : threads();
     if (workers <= 1) {
+      const ExactDenormals exact;
       for (int64_t task = 0; task < count; ++task) body(task);
       return;
     }
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      const ExactDenormals exact;
       for (int64_t worker = begin; worker < end; ++worker) {
         for (int64_t task = next++; task < count; task = next++) body(task);
       }

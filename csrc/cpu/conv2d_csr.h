@@ -1,5 +1,5 @@
-// 2-D convolution with a sparse weight, zero padding, one group: forward, and the gradients of its
-// input and of its kept weights.
+// 2-D convolution with a sparse weight, zero padding, one group: forward, and
+// the gradients of its input and of its kept weights.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace snipkern {
 
-// The weight is seen as [out_channels, in_channels * kernel height * kernel width]. All tensors are
-// contiguous, batch first, channels second.
+// The weight is seen as [out_channels, in_channels * kernel height * kernel
+// width]. All tensors are contiguous, batch first, channels second.
 struct Conv2dCsr {
   DType dtype;
   Conv2dShape shape;
@@ -46,8 +46,8 @@ struct Conv2dCsrWeightGrad {
   void* values;        // [nnz]
 };
 
-// Each output element is summed in one fixed order, in float (double for double): the same bits for
-// every thread count.
+// Each output element is summed in one fixed order, in float (double for
+// double): the same bits for every thread count.
 void conv2d_csr(const Conv2dCsr& call, const TaskRunner& run);
 void conv2d_csr_input_grad(const Conv2dCsrInputGrad& call, const TaskRunner& run);
 void conv2d_csr_weight_grad(const Conv2dCsrWeightGrad& call, const TaskRunner& run);

@@ -8,66 +8,17 @@
 namespace snipkern {
 namespace {
 
-// A slab and what streams past it fit a 2 MiB L2; two hardware threads may share one.
-constexpr int64_t kSlabBytes = 1 << 20;
-// Fewer positions than this per write-back leave partial vectors at its end too often.
+// Fewer positions than this per write-back leave partial vectors at its end too
+// often.
 constexpr int64_t kStripPositions = 48;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-// Division towards minus infinity.
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 }  // namespace
 
-int64_t ConvPlan::Axis::entries(int64_t count) const {
-  return section_begin(static_cast<int64_t>(sections.size()), count);
-}
-
-int64_t ConvPlan::Axis::section_begin(int64_t section, int64_t count) const {
-  int64_t begin = 0;
-  for (int64_t i = 0; i < section; ++i) begin += count + sections[i].shifts;
-  return begin;
-}
-
-ConvPlan::Axis ConvPlan::forward_axis(const Conv2dShape& shape, int axis) {
-  const int64_t stride = shape.stride[axis], taps = shape.kernel[axis];
-  Axis result{stride, {}, {}, {}, std::vector<int64_t>(taps, 0)};
-  std::vector<int64_t> remainders;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t distance = tap * shape.dilation[axis];
-    const auto known = std::find(remainders.begin(), remainders.end(), distance % stride);
-    const int64_t section = known - remainders.begin();
-    if (known == remainders.end()) {
-      remainders.push_back(distance % stride);
-      result.sections.push_back({distance - shape.padding[axis], 0});
-    }
-    // Taps come in ascending order, so the first of a section has its least shift.
-    const int64_t shift = (distance - shape.padding[axis] - result.sections[section].first) / stride;
-    result.sections[section].shifts = shift;
-    result.tap_section.push_back(section);
-    result.tap_shift.push_back(shift);
-  }
-  return result;
-}
-
-ConvPlan::Axis ConvPlan::input_grad_axis(const Conv2dShape& shape, int axis) {
-  const int64_t stride = shape.stride[axis], taps = shape.kernel[axis];
-  Axis result{1, {}, std::vector<int64_t>(taps, 0), {}, {}};
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t distance = tap * shape.dilation[axis] - shape.padding[axis];
-    const int64_t phase = distance - floor_divide(distance, stride) * stride;
-    result.tap_phase.push_back(phase);
-    result.tap_shift.push_back((phase - distance) / stride);
-  }
-  const auto [least, most] = std::minmax_element(result.tap_shift.begin(), result.tap_shift.end());
-  result.sections.push_back({*least, *most - *least});
-  for (int64_t& shift : result.tap_shift) shift -= result.sections[0].first;
-  return result;
-}
-
-ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector_bytes, int tile_limit) {
+ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, const ConvWeights& weights,
+                   const ConvVectors& vectors)
+    : vectors_(vectors) {
   const bool forward = direction == ConvDirection::kForward;
+  batch = shape.batch;
   source_channels = forward ? shape.in_channels : shape.out_channels;
   out_channels = forward ? shape.out_channels : shape.in_channels;
   for (int axis = 0; axis < 2; ++axis) {
@@ -75,148 +26,189 @@ ConvPlan::ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector
     out_size[axis] = forward ? shape.out_size[axis] : shape.size[axis];
     phases[axis] = forward ? 1 : shape.stride[axis];
     positions[axis] = divide_up(out_size[axis], phases[axis]);
-    axes_[axis] = forward ? forward_axis(shape, axis) : input_grad_axis(shape, axis);
+    axes_[axis] = conv_axis(shape, direction, axis);
+    step[axis] = axes_[axis].step;
   }
-  const int lanes = vector_bytes / static_cast<int>(sizeof(float));
-  choose_tile(tile_limit, lanes);
-  choose_bands(kSlabBytes / vector_bytes, lanes);
-  place_taps(shape.kernel);
+  choose_patch(weights);
+  for (int axis = 0; axis < 2; ++axis) grid[axis] = divide_up(positions[axis], patch[axis]);
+  units = divide_up(batch * grid[0] * grid[1], vectors_.lanes * depth);
+  if (clipped) {
+    row_stride = source_size[1] * depth;
+    channel_stride = source_size[0] * row_stride;
+  } else {
+    row_stride = axes_[1].entries(patch[1]);
+    channel_stride = axes_[0].entries(patch[0]) * row_stride | 1;
+  }
+  if (slab_vectors() > std::numeric_limits<int32_t>::max()) {
+    throw std::length_error("conv2d: one register tile's inputs exceed 2^31 vectors");
+  }
+  taps = shape.kernel[0] * shape.kernel[1];
+  if (clipped) {
+    place_clipped(shape.kernel);
+  } else {
+    place_taps(shape.kernel);
+  }
+  place_region();
 }
 
 ConvPlan::~ConvPlan() = default;
 
-void ConvPlan::choose_tile(int tile_limit, int lanes) {
-  tile[1] = divide_up(positions[1], divide_up(positions[1], tile_limit));
-  tile[0] = 1;
-  while (tile[0] * 2 * tile[1] <= tile_limit && tile[0] * 2 <= positions[0]) tile[0] *= 2;
-  strip = tile[0];
-  const int64_t width = positions[1] * phases[1];
-  if (strip * width % lanes != 0) strip = round_up(divide_up(kStripPositions, width), tile[0]);
+ConvTile ConvPlan::tile(int64_t strip_channels, int64_t rows, int64_t cols) const {
+  const int64_t limit = std::max<int64_t>(1, vectors_.tile_limit / strip_channels);
+  ConvTile result{1, divide_up(cols, divide_up(cols, limit))};
+  while (result.rows * 2 * result.cols <= limit && result.rows * 2 <= rows) result.rows *= 2;
+  return result;
 }
 
-// The cut that packs the fewest entries, halos of neighbouring bands included, among those whose
-// slab is within the limit; the smallest possible one where none is.
-void ConvPlan::choose_bands(int64_t slab_limit, int lanes) {
-  int64_t least = std::numeric_limits<int64_t>::max();
-  const int64_t sections = static_cast<int64_t>(axes_[0].sections.size());
-  const int64_t shifts = axes_[0].entries(0);
-  band[0] = tile[0];
-  band[1] = tile[1];
-  for (int64_t chunks = 1, last = 0; last != tile[1]; ++chunks) {
-    const int64_t cols = round_up(divide_up(positions[1], chunks), tile[1]);
-    if (cols == last) continue;
-    last = cols;
-    const int64_t width = axes_[1].entries(cols);
-    const int64_t fitting = (slab_limit / source_channels / width - shifts) / sections / tile[0] * tile[0];
-    if (fitting < tile[0]) continue;
-    const int64_t bands_down = divide_up(positions[0], fitting);
-    const int64_t rows = round_up(divide_up(positions[0], bands_down), tile[0]);
-    // A cut across rows moves each row by itself, in whole vectors that begin on a new cache line.
-    const int64_t moved = cols < positions[1] ? round_up(width, lanes) + 2 * lanes : width;
-    const int64_t packed = bands_down * axes_[0].entries(rows) * divide_up(positions[1], cols) * moved;
-    if (packed < least) {
-      least = packed;
-      band[0] = rows;
-      band[1] = cols;
-    }
-  }
-  for (int axis = 0; axis < 2; ++axis) bands[axis] = divide_up(positions[axis], band[axis]);
-  strip = std::min(strip, band[0]);
-  row_stride = axes_[1].entries(band[1]);
-  channel_stride = axes_[0].entries(band[0]) * row_stride | 1;
-  if (slab_vectors() > std::numeric_limits<int32_t>::max()) {
-    throw std::length_error("conv2d_csr: one register tile's inputs exceed 2^31 vectors");
-  }
-
-  for (int64_t i = 0; i < band_count(); ++i) {
-    const ConvBand at = band_at(i);
-    largest_source_ =
-        std::max(largest_source_, (at.source_end[0] - at.source_begin[0]) * (at.source_end[1] - at.source_begin[1]));
-  }
+int64_t ConvPlan::strip_rows(int64_t strip_channels) const {
+  if (clipped) return patch[0];
+  const int64_t width = patch[1] * phases[1];
+  int64_t rows = tile(strip_channels, patch[0], patch[1]).rows;
+  if (rows * width % vectors_.lanes != 0) rows = round_up(divide_up(kStripPositions, width), rows);
+  return std::min(rows, patch[0]);
 }
 
 void ConvPlan::place_taps(const int64_t* kernel) {
+  lists = phase_count();
   for (int64_t row = 0; row < kernel[0]; ++row) {
     for (int64_t col = 0; col < kernel[1]; ++col) {
       int64_t at[2];
       const int64_t index[2] = {row, col};
       for (int i = 0; i < 2; ++i) {
-        at[i] = axes_[i].section_begin(axes_[i].tap_section[index[i]], band[i]) + axes_[i].tap_shift[index[i]];
+        at[i] = axes_[i].section_begin(axes_[i].tap_section[index[i]], patch[i]) + axes_[i].tap_shift[index[i]];
       }
       offset_.push_back(static_cast<int32_t>(at[0] * row_stride + at[1]));
-      phase_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
+      list_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
     }
   }
-  by_phase_.resize(phase_.size());
-  std::iota(by_phase_.begin(), by_phase_.end(), 0);
-  std::stable_sort(by_phase_.begin(), by_phase_.end(), [&](int32_t a, int32_t b) { return phase_[a] < phase_[b]; });
-  taps = static_cast<int64_t>(offset_.size());
+  for (int64_t i = 0; i < lists; ++i) {
+    const int64_t across = i % phases[1];
+    // Where no cut is made, a row of the buffer of sums ends with the image.
+    const int64_t cols = grid[1] > 1 ? patch[1] : divide_up(out_size[1] - across, phases[1]);
+    phase_.push_back(static_cast<int32_t>(i));
+    rect_.push_back({{0, 0}, {patch[0], cols}});
+  }
+  by_list_.resize(taps);
+  std::iota(by_list_.begin(), by_list_.end(), 0);
+  std::stable_sort(by_list_.begin(), by_list_.end(), [&](int32_t a, int32_t b) { return list_[a] < list_[b]; });
   offset = offset_.data();
+  list = list_.data();
+  by_list = by_list_.data();
   phase = phase_.data();
-  by_phase = by_phase_.data();
+  rect = rect_.data();
+}
+
+void ConvPlan::place_clipped(const int64_t* kernel) {
+  lists = taps;
+  for (int64_t row = 0; row < kernel[0]; ++row) {
+    for (int64_t col = 0; col < kernel[1]; ++col) {
+      const int64_t down = axes_[0].sections[0].first + axes_[0].tap_shift[row];
+      const int64_t across = axes_[1].sections[0].first + axes_[1].tap_shift[col];
+      offset_.push_back(static_cast<int32_t>(down * row_stride + across * depth));
+      phase_.push_back(static_cast<int32_t>(axes_[0].tap_phase[row] * phases[1] + axes_[1].tap_phase[col]));
+      ConvRect clip_to = clip(row, col);
+      clip_to.begin[1] *= depth;
+      clip_to.end[1] *= depth;
+      rect_.push_back(clip_to);
+    }
+  }
+  list_.resize(taps);
+  std::iota(list_.begin(), list_.end(), 0);
+  offset = offset_.data();
+  list = by_list = list_.data();
+  phase = phase_.data();
+  rect = rect_.data();
+}
+
+// Columns divide by the number of taps: by multiplication with a rounded-up
+// 2^64 / taps, exact for 32-bit numbers (Lemire, Kaser, Kurz, "Faster remainder
+// by direct computation", 2019).
+inline int64_t ConvPlan::channel_of(int64_t column) const {
+  if (taps == 1) return column;
+  const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;
+  return static_cast<int64_t>(static_cast<unsigned __int128>(inverse) * static_cast<uint64_t>(column) >> 64);
 }
 
 void ConvPlan::place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const {
-  // Columns divide by the number of taps: by multiplication with a rounded-up 2^64 / taps, exact for
-  // 32-bit numbers (Lemire, Kaser, Kurz, "Faster remainder by direct computation", 2019).
-  const uint64_t inverse = std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(taps) + 1;
   for (int64_t k = begin; k < end; ++k) {
-    const int64_t column = columns[k];
-    const int64_t channel =
-        taps == 1 ? column : static_cast<int64_t>(static_cast<unsigned __int128>(inverse) * column >> 64);
+    const int64_t column = columns[k], channel = channel_of(column);
     offsets[k] = static_cast<int32_t>(channel * channel_stride + offset[column - channel * taps]);
   }
 }
 
-void ConvPlan::source_range(int axis, int64_t begin, int64_t end, int64_t* source_begin, int64_t* source_end) const {
-  const Axis& along = axes_[axis];
-  int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
-  for (const Section& section : along.sections) {
-    low = std::min(low, section.first + begin * along.step);
-    high = std::max(high, section.first + (end - 1 + section.shifts) * along.step + 1);
-  }
-  *source_begin = std::clamp<int64_t>(low, 0, source_size[axis]);
-  *source_end = std::clamp<int64_t>(high, *source_begin, source_size[axis]);
+void ConvPlan::count_taps(const IndexList& columns, int64_t begin, int64_t end, int32_t* counts) const {
+  for (int64_t k = begin; k < end; ++k) ++counts[columns[k] - channel_of(columns[k]) * taps];
 }
 
-ConvBand ConvPlan::band_at(int64_t number) const {
-  ConvBand result;
-  const int64_t at[2] = {number / bands[1], number % bands[1]};
+void ConvPlan::place_sorted(const IndexList& columns, int64_t begin, int64_t end, int32_t* next, int32_t* offsets,
+                            int32_t* from) const {
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t column = columns[k], channel = channel_of(column), tap = column - channel * taps;
+    const int32_t entry = next[tap]++;
+    offsets[entry] = static_cast<int32_t>(channel * channel_stride + offset[tap]);
+    from[entry] = static_cast<int32_t>(k - begin);
+  }
+}
+
+ConvPatch ConvPlan::patch_at(int64_t number, int lane) const {
+  const int64_t at_lane = number * vectors_.lanes + lane, in_sample = at_lane % (grid[0] * grid[1]);
+  ConvPatch result{at_lane / (grid[0] * grid[1]), {}, {}};
+  const int64_t at[2] = {in_sample / grid[1], in_sample % grid[1]};
   for (int axis = 0; axis < 2; ++axis) {
-    result.begin[axis] = at[axis] * band[axis];
-    result.end[axis] = std::min(positions[axis], result.begin[axis] + band[axis]);
-    source_range(axis, result.begin[axis], result.end[axis], &result.source_begin[axis], &result.source_end[axis]);
+    result.begin[axis] = at[axis] * patch[axis];
+    result.end[axis] = std::min(positions[axis], result.begin[axis] + patch[axis]);
+    if (result.sample >= batch) result.end[axis] = result.begin[axis];
   }
   return result;
 }
 
-int64_t ConvPlan::map_band(const ConvBand& at, int32_t* map, int32_t* zeros) const {
-  const int64_t width = at.source_end[1] - at.source_begin[1];
-  std::fill(map, map + (at.source_end[0] - at.source_begin[0]) * width, -1);
-  int64_t zero_count = 0;
+void ConvPlan::place_region() {
+  if (clipped) {
+    for (int axis = 0; axis < 2; ++axis) {
+      region_begin[axis] = 0;
+      region[axis] = source_size[axis];
+    }
+    map = zeros = nullptr;
+    zero_count = 0;
+    return;
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    const ConvAxis& along = axes_[axis];
+    int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
+    for (const ConvAxis::Section& section : along.sections) {
+      low = std::min(low, section.first);
+      high = std::max(high, section.first + (patch[axis] - 1 + section.shifts) * along.step + 1);
+    }
+    if (grid[axis] == 1) {
+      low = std::clamp<int64_t>(low, 0, source_size[axis]);
+      high = std::clamp<int64_t>(high, low, source_size[axis]);
+    }
+    region_begin[axis] = low;
+    region[axis] = high - low;
+  }
+  map_.assign(region[0] * region[1], -1);
   int64_t slab_row = 0;
-  for (const Section& down : axes_[0].sections) {
-    const int64_t row_count = at.end[0] - at.begin[0] + down.shifts;
-    for (int64_t r = 0; r < row_count; ++r) {
-      const int64_t row = down.first + (at.begin[0] + r) * axes_[0].step - at.source_begin[0];
-      const bool row_inside = row >= 0 && row < at.source_end[0] - at.source_begin[0];
+  for (const ConvAxis::Section& down : axes_[0].sections) {
+    for (int64_t r = 0; r < patch[0] + down.shifts; ++r) {
+      const int64_t row = down.first + r * axes_[0].step - region_begin[0];
       int64_t slab = (slab_row + r) * row_stride;
-      for (const Section& across : axes_[1].sections) {
-        const int64_t col_count = at.end[1] - at.begin[1] + across.shifts;
-        int64_t col = across.first + at.begin[1] * axes_[1].step - at.source_begin[1];
-        for (int64_t c = 0; c < col_count; ++c, col += axes_[1].step) {
-          if (row_inside && col >= 0 && col < width) {
-            map[row * width + col] = static_cast<int32_t>(slab + c);
+      for (const ConvAxis::Section& across : axes_[1].sections) {
+        for (int64_t c = 0; c < patch[1] + across.shifts; ++c) {
+          const int64_t col = across.first + c * axes_[1].step - region_begin[1];
+          if (row >= 0 && row < region[0] && col >= 0 && col < region[1]) {
+            map_[row * region[1] + col] = static_cast<int32_t>(slab + c);
           } else {
-            zeros[zero_count++] = static_cast<int32_t>(slab + c);
+            zeros_.push_back(static_cast<int32_t>(slab + c));
           }
         }
-        slab += band[1] + across.shifts;
+        slab += patch[1] + across.shifts;
       }
     }
-    slab_row += band[0] + down.shifts;
+    slab_row += patch[0] + down.shifts;
   }
-  return zero_count;
+  map = map_.data();
+  zeros = zeros_.data();
+  zero_count = static_cast<int64_t>(zeros_.size());
 }
 
 }  // namespace snipkern

@@ -1,101 +1,148 @@
-// How a sparse 2-D convolution is cut up: bands of output positions whose inputs, packed into a
-// slab, stay in a core's L2. Plain arithmetic on sizes, shared by the three ops and all ISA tiers.
+// How a sparse 2-D convolution is cut up. Plain arithmetic on sizes, shared by
+// all ops and ISA tiers.
 //
-// Forward and input gradient are the same walk, "every output position sums its taps of a source":
-//   forward         out = y,  source = x;   position i of an axis is y[i] and its tap k reads
+// Forward and input gradient are the same walk, "every output position sums its
+// taps of a source":
+//   forward         out = y,  source = x;   position i of an axis is y[i] and
+//   its tap k reads
 //                   x[i * stride + k * dilation - padding]
-//   input gradient  out = dx, source = dy;  dx splits into `stride` phases; position i of phase a is
-//                   dx[i * stride + a], and only the taps that divide evenly reach it: they read
-//                   dy[i + (a + padding - k * dilation) / stride]
-// The slab stores a source axis in sections, such that tap k of position i is at i + constant of its
-// section: neighbouring positions are neighbours in memory whatever the stride.
+//   input gradient  out = dx, source = dy;  dx splits into `stride` phases;
+//   position i of phase a is
+//                   dx[i * stride + a], and only the taps that divide evenly
+//                   reach it: they read dy[i + (a + padding - k * dilation) /
+//                   stride]
+//
+// Positions are cut into patches, all of one size. A unit of work is as many
+// patches, of one sample or of several, as a vector has lanes: what they read,
+// halos included, is packed into a slab whose entries are vectors of one
+// element of each patch, and stays in a core's L2. So a weight is one broadcast
+// and one aligned load and FMA per position of a patch, whatever the batch and
+// the size of the images. The slab stores a source axis in sections, such that
+// tap k of position i is at i + constant of its section: neighbouring positions
+// are neighbours in memory whatever the stride. Padding is stored as zeros,
+// except in a clipped plan, for small images: there a patch is a whole image,
+// and each tap has the rectangle of positions where it reads no padding, which
+// for 3x3 taps on 2x2 images is less than half of them. The slab of a clipped
+// plan is then the source itself, transposed.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "cpu/conv_axis.h"
 #include "cpu/index_list.h"
 
 namespace snipkern {
 
-// Pairs are height, width.
-struct Conv2dShape {
-  int64_t batch, in_channels, out_channels;
-  int64_t kernel[2], size[2], out_size[2], stride[2], padding[2], dilation[2];
+// What the cut depends on besides the shape: `kept` weights in groups of
+// `height` output channels that share their taps.
+struct ConvWeights {
+  int64_t kept, height;
 };
 
-enum class ConvDirection { kForward, kInputGrad };
+struct ConvVectors {
+  int lanes;
+  int bytes;
+  int tile_limit;  // most positions of a register tile times channels of a strip
+};
 
-// Output positions [begin, end) of phase 0 and the source entries that they and the other phases read.
-struct ConvBand {
+// One lane of a unit: positions [begin, end) of phase 0 of a sample; none where
+// `end` is `begin`.
+struct ConvPatch {
+  int64_t sample, begin[2], end[2];
+};
+
+// Positions of a patch; columns count vectors, `depth` of them for each.
+struct ConvRect {
   int64_t begin[2], end[2];
-  int64_t source_begin[2], source_end[2];
+};
+
+// A register tile of positions; the rows are a power of two.
+struct ConvTile {
+  int64_t rows, cols;
 };
 
 struct ConvPlan {
-  // `tile_limit` is the most positions that one register tile holds; a slab entry is a vector.
-  ConvPlan(const Conv2dShape& shape, ConvDirection direction, int vector_bytes, int tile_limit);
-  ~ConvPlan();  // out of line: kernels must not instantiate the vectors' code for their tier
+  // Depends on sizes only, and so does the order of the sums of a weight
+  // gradient.
+  ConvPlan(const Conv2dShape& shape, ConvDirection direction, const ConvWeights& weights, const ConvVectors& vectors);
+  ~ConvPlan();  // out of line: kernels must not instantiate the vectors' code
+                // for their tier
   ConvPlan(const ConvPlan&) = delete;
   ConvPlan& operator=(const ConvPlan&) = delete;
 
-  int64_t source_channels, out_channels;
+  int64_t batch, source_channels, out_channels;
   int64_t source_size[2], out_size[2];
-  int64_t phases[2];        // output entries between two positions
-  int64_t positions[2];     // of phase 0, the longest
-  int64_t tile[2];          // register tile; the rows are a power of two
-  int64_t band[2];          // positions of a full band
-  int64_t bands[2];         // bands along each axis
-  int64_t strip;            // rows of positions that are computed before they are written back
-  int64_t row_stride;       // slab vectors
-  int64_t channel_stride;   // slab vectors; odd, so that channels do not share cache sets
-  int64_t taps;             // kernel height * width
-  const int32_t* offset;    // [taps]: slab vectors from a position to its tap, within a channel
-  const int32_t* phase;     // [taps]: phase (row phase * phases[1] + column phase) that a tap reaches
-  const int32_t* by_phase;  // [taps]: taps sorted by phase
+  int64_t phases[2];     // output entries between two positions
+  int64_t positions[2];  // of phase 0, the longest
+  int64_t patch[2];      // positions of a patch
+  int64_t grid[2];       // patches of a sample
+  bool clipped;
+  int64_t depth;  // vectors of patches of a unit, side by side in each slab
+                  // entry; 1 unless clipped
+  int64_t units;
+  int64_t row_stride;      // slab vectors
+  int64_t channel_stride;  // slab vectors; unless clipped odd, so that channels
+                           // do not share cache sets
+  int64_t taps;            // kernel height * width
+  const int32_t* offset;   // [taps]: slab vectors from a position to its tap,
+                           // within a channel
+  // The taps of an output channel are summed list by list: those of a phase,
+  // or, where clipped, each by itself.
+  int64_t lists;
+  const int32_t* list;     // [taps]: a tap's list
+  const int32_t* by_list;  // [taps]: taps sorted by list
+  const int32_t* phase;    // [lists]: row phase * phases[1] + column phase
+  const ConvRect* rect;    // [lists]: positions where its taps read
+
+  // What a patch reads of a source channel: a region of source entries, the
+  // first at `region_begin` from the entry patch.begin * step. Where an axis is
+  // not cut it is clipped to the source.
+  int64_t region_begin[2], region[2], step[2];
+  // Unless clipped:
+  const int32_t* map;    // [region]: slab vector of each entry, within a channel, or -1
+  const int32_t* zeros;  // [zero_count]: slab vectors that no entry fills
+  int64_t zero_count;
 
   int64_t slab_vectors() const { return source_channels * channel_stride; }
   int64_t phase_count() const { return phases[0] * phases[1]; }
-  int64_t band_count() const { return bands[0] * bands[1]; }
-  int64_t strip_vectors() const { return strip * phases[0] * band[1] * phases[1]; }
-  // Positions of one phase below `end`, a position of phase 0.
-  int64_t phase_end(int axis, int64_t phase_of_axis, int64_t end) const {
-    const int64_t count = (out_size[axis] - phase_of_axis + phases[axis] - 1) / phases[axis];
-    return end < count ? end : count;
-  }
+  // Width of a patch in output entries, and of a row of them in vectors.
+  int64_t out_width() const { return grid[1] == 1 ? out_size[1] : patch[1] * phases[1]; }
+  int64_t out_vectors() const { return out_width() * depth; }
+  int64_t patch_vectors() const { return patch[0] * patch[1] * depth; }
 
-  ConvBand band_at(int64_t number) const;
+  // Whether the output channels of a patch are neighbours in its buffer as they
+  // are in the output.
+  bool adjoining_channels() const { return clipped && patch[0] * phases[0] == out_size[0]; }
 
-  // Slab offsets of entries [begin, end) of row lists, from their columns.
+  // Lane of vector `number` of all patches: a unit's are numbers unit * depth,
+  // ...
+  ConvPatch patch_at(int64_t number, int lane) const;
+  ConvTile tile(int64_t strip_channels, int64_t rows, int64_t cols) const;
+  // Rows of positions that are computed before they are written back.
+  int64_t strip_rows(int64_t strip_channels) const;
+
+  // Slab offsets of columns [begin, end) of the weight's view.
   void place(const IndexList& columns, int64_t begin, int64_t end, int32_t* offsets) const;
-
-  // Where a band's source goes: map[r * width + c] is the slab vector of entry (r, c) of the band's
-  // source region, or -1; `zeros` are the slab vectors that padding fills. Both within a channel.
-  int64_t map_entries() const { return channel_stride + largest_source_; }
-  int64_t map_band(const ConvBand& band, int32_t* map, int32_t* zeros) const;  // number of zeros
+  // The same, sorted by tap: entry next[tap] is the next one of its tap; from[entry] is its number from `begin` on.
+  void count_taps(const IndexList& columns, int64_t begin, int64_t end, int32_t* counts) const;
+  void place_sorted(const IndexList& columns, int64_t begin, int64_t end, int32_t* next, int32_t* offsets,
+                    int32_t* from) const;
 
  private:
-  struct Section {
-    int64_t first;  // source entry of position 0, shift 0
-    int64_t shifts;
-  };
-  struct Axis {
-    int64_t step;  // source entries between two positions
-    std::vector<Section> sections;
-    std::vector<int64_t> tap_section, tap_shift, tap_phase;
-    int64_t entries(int64_t count) const;
-    int64_t section_begin(int64_t section, int64_t count) const;
-  };
-  static Axis forward_axis(const Conv2dShape& shape, int axis);
-  static Axis input_grad_axis(const Conv2dShape& shape, int axis);
-  void choose_tile(int tile_limit, int lanes);
-  void choose_bands(int64_t slab_limit, int lanes);
+  void choose_patch(const ConvWeights& weights);
+  double unit_cost(int64_t rows, int64_t cols, int64_t kept) const;
+  double clipped_cost(int64_t vectors, const ConvWeights& weights) const;
+  int64_t channel_of(int64_t column) const;
+  ConvRect clip(int64_t row_tap, int64_t col_tap) const;
   void place_taps(const int64_t* kernel);
-  void source_range(int axis, int64_t begin, int64_t end, int64_t* source_begin, int64_t* source_end) const;
+  void place_clipped(const int64_t* kernel);
+  void place_region();
 
-  Axis axes_[2];
-  std::vector<int32_t> offset_, phase_, by_phase_;
-  int64_t largest_source_ = 0;
+  ConvVectors vectors_;
+  ConvAxis axes_[2];
+  std::vector<int32_t> offset_, list_, by_list_, phase_, map_, zeros_;
+  std::vector<ConvRect> rect_;
 };
 
 }  // namespace snipkern

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "cpu/denormals.h"
+
 namespace snipkern {
 
 // Runs body(0), ..., body(count - 1), on any threads in any order, and returns when all are done.
@@ -35,6 +37,7 @@ inline int64_t task_count(double work, int64_t most) {
 inline void run_if_worth(const TaskRunner& run, double work, int64_t count, const std::function<void(int64_t)>& body) {
   constexpr double kSerialWork = 1.5e6;
   if (work >= kSerialWork) return run(count, body);
+  const ExactDenormals exact;
   for (int64_t task = 0; task < count; ++task) body(task);
 }
 

@@ -15,6 +15,7 @@ __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
 spmm_csr = differentiable("spmm_csr")
 spmm_bsr = differentiable("spmm_bsr")
 conv2d_csr = differentiable("conv2d_csr")
+conv2d_bsr = differentiable("conv2d_bsr")
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology) -> Tensor:
@@ -58,7 +59,8 @@ def sparse_conv2d(
         x: ``[batch, channels, height, width]`` or ``[channels, height, width]``.
         values: ``[kept]``, of x's dtype: the kept weights in row-major order.
         bias: ``[out_channels]`` or None.
-        topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``.
+        topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``; a block topology, of its
+            view ``[out_channels, everything else]``, takes the block kernels.
         stride, padding, dilation: Height and width.
 
     Returns:
@@ -73,7 +75,12 @@ def sparse_conv2d(
             f" (got {list(x.shape)})"
         )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    y = conv2d_csr(batched, values, bias, topology.on(x.device), shape, list(stride), list(padding), list(dilation))
+    window = list(stride), list(padding), list(dilation)
+    index = topology.on(x.device)
+    if isinstance(topology, BlockTopology):
+        y = conv2d_bsr(batched, values, bias, index, shape, *topology.block, *window)
+    else:
+        y = conv2d_csr(batched, values, bias, index, shape, *window)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

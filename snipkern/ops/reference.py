@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snipkern.ops import schema, schema_bsr
+from snipkern.ops import schema, schema_bsr, schema_conv2d_bsr
 from snipkern.ops.checks import require
 from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
 from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
@@ -179,6 +179,72 @@ def conv2d_csr_weight_grad(
     dense = dense_backward(grad.to(dtype), x.to(dtype), weight, stride, padding, dilation, 1)
     index = flat_index(topology, weight_shape[0], topology_cols(weight_shape), nnz)
     return dense.reshape(-1)[index].to(grad.dtype)
+
+
+def conv2d_bsr(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    topology: Tensor,
+    weight_shape: Sequence[int],
+    block_height: int,
+    block_width: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    block, window = (block_height, block_width), (stride, padding, dilation)
+    schema_conv2d_bsr.conv2d_bsr(x, values, bias, topology, weight_shape, *block, *window)
+    weight = block_conv_weight("conv2d_bsr", values, topology, weight_shape, block)
+    bias = None if bias is None else bias.to(weight.dtype)
+    return torch.conv2d(x.to(weight.dtype), weight, bias, *window).to(x.dtype).contiguous()
+
+
+def conv2d_bsr_input_grad(
+    grad: Tensor,
+    values: Tensor,
+    topology: Tensor,
+    weight_shape: Sequence[int],
+    block_height: int,
+    block_width: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    block, window = (block_height, block_width), (stride, padding, dilation)
+    schema_conv2d_bsr.conv2d_bsr_input_grad(grad, values, topology, weight_shape, *block, size, *window)
+    weight = block_conv_weight("conv2d_bsr_input_grad", values, topology, weight_shape, block)
+    x = grad.new_empty(grad.shape[0], weight_shape[1], *size, dtype=weight.dtype)
+    return dense_backward(grad.to(weight.dtype), x, weight, *window, 0).to(grad.dtype)
+
+
+def conv2d_bsr_weight_grad(
+    grad: Tensor,
+    x: Tensor,
+    topology: Tensor,
+    nnz: int,
+    weight_shape: Sequence[int],
+    block_height: int,
+    block_width: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    block, window = (block_height, block_width), (stride, padding, dilation)
+    schema_conv2d_bsr.conv2d_bsr_weight_grad(grad, x, topology, nnz, weight_shape, *block, *window)
+    size = weight_shape[0], topology_cols(weight_shape)
+    index = block_positions("conv2d_bsr_weight_grad", topology, nnz, *size, *block)
+    dtype = sum_dtype(grad.dtype)
+    weight = grad.new_empty(*weight_shape, dtype=dtype)
+    return dense_backward(grad.to(dtype), x.to(dtype), weight, *window, 1).reshape(-1)[index].to(grad.dtype)
+
+
+def block_conv_weight(
+    name: str, values: Tensor, topology: Tensor, weight_shape: Sequence[int], block: tuple[int, int]
+) -> Tensor:
+    size = weight_shape[0], topology_cols(weight_shape)
+    return scattered(values, block_positions(name, topology, values.shape[0], *size, *block), *size).view(*weight_shape)
 
 
 def topology_cols(weight_shape: Sequence[int]) -> int:

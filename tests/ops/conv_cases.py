@@ -9,7 +9,7 @@ from torch import Tensor
 from snipkern import Mask
 from snipkern.ops.checks import conv_output_size
 from snipkern.testing import assert_close, dense_weight, random_mask, run_on
-from snipkern.topology import Topology
+from snipkern.topology import BlockTopology, Topology
 
 OPS = torch.ops.snipkern
 
@@ -24,10 +24,12 @@ class Case:
     stride: list[int]
     padding: list[int]
     dilation: list[int]
+    block: tuple[int, int] | None = None
 
     @property
     def index(self):
-        return Topology(self.mask).on(torch.device("cpu"))
+        topology = Topology(self.mask) if self.block is None else BlockTopology(self.mask, self.block)
+        return topology.on(torch.device("cpu"))
 
     @property
     def weight_shape(self):
@@ -39,11 +41,12 @@ class Case:
 
     def args(self):
         """Arguments of every op."""
-        shape, size, kept = self.weight_shape, list(self.x.shape[2:]), self.values.shape[0]
+        weight, size, kept = (self.weight_shape, *(self.block or ())), list(self.x.shape[2:]), self.values.shape[0]
+        stem = "conv2d_csr" if self.block is None else "conv2d_bsr"
         return {
-            "conv2d_csr": (self.x, self.values, self.bias, self.index, shape, *self.window),
-            "conv2d_csr_input_grad": (self.grad, self.values, self.index, shape, size, *self.window),
-            "conv2d_csr_weight_grad": (self.grad, self.x, self.index, kept, shape, *self.window),
+            stem: (self.x, self.values, self.bias, self.index, *weight, *self.window),
+            f"{stem}_input_grad": (self.grad, self.values, self.index, *weight, size, *self.window),
+            f"{stem}_weight_grad": (self.grad, self.x, self.index, kept, *weight, *self.window),
         }
 
     def run(self, tier):
@@ -84,11 +87,15 @@ def random_case(
     dtype=torch.float32,
     bias=True,
     mask=None,
+    block=None,
 ):
     def normal(*shape):
         return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    mask = random_mask(weight_shape, density, generator) if mask is None else mask
+    if mask is None:
+        mask = random_mask(weight_shape, density, generator)
+        if block is not None:
+            mask = block_mask(mask, block)
     weight_shape = mask.shape
     out = conv_output_size(size, weight_shape, stride, padding, dilation)
     return Case(
@@ -100,4 +107,18 @@ def random_case(
         list(stride),
         list(padding),
         list(dilation),
+        block,
     )
+
+
+def block_mask(mask, block):
+    """Whole blocks: those of which a mask keeps the middle element."""
+    height, width = block
+    kept = mask.to_dense()
+    rows = kept.view(kept.shape[0], -1)
+    chosen = rows[height // 2 :: height, width // 2 :: width]
+    down, across = -(-rows.shape[0] // height), -(-rows.shape[1] // width)
+    grid = torch.zeros(down, across, dtype=torch.bool)
+    grid[: chosen.shape[0], : chosen.shape[1]] = chosen
+    whole = grid.repeat_interleave(height, 0).repeat_interleave(width, 1)[: rows.shape[0], : rows.shape[1]]
+    return Mask.from_dense(whole.reshape(kept.shape).contiguous())

@@ -1,0 +1,130 @@
+// The weights of a convolution as lists of taps. No include guard: compiled
+// once per tier and kernel file.
+
+#include "cpu/conv_tiles.kernel.h"
+
+namespace snipkern {
+namespace SNIPKERN_TIER {
+namespace {
+
+// The weights as lists of taps (see conv_plan.h). A group of `height` channels
+// shares its lists.
+template <typename A>
+struct TapLists {
+  const int32_t* ptr;      // [groups * lists + 1]: where each list of a group begins
+  const int32_t* offsets;  // slab vectors from a position to the tap
+  const int32_t* starts;   // [groups + 1]: values before a group; null where that
+                           // is ptr[group * lists]
+  const A* values;         // group by group, its channels one after the other; null for
+                           // a weight gradient
+  int64_t height, lists;
+
+  int64_t groups(int64_t channels) const { return (channels + height - 1) / height; }
+  int64_t values_before(int64_t group) const { return starts != nullptr ? starts[group] : ptr[group * lists]; }
+  // Taps of each channel of a group.
+  int64_t length(int64_t group) const { return ptr[(group + 1) * lists] - ptr[group * lists]; }
+  // Position among the values of the first of a list, of the channel at `row`
+  // of the group.
+  int64_t position(int64_t group, int64_t list, int64_t row) const {
+    return values_before(group) + row * length(group) + ptr[group * lists + list] - ptr[group * lists];
+  }
+  TapList<A> list(int64_t group, int64_t number, int64_t row) const {
+    const int64_t i = group * lists + number;
+    return {offsets + ptr[i], ptr[i + 1] - ptr[i], values == nullptr ? nullptr : values + position(group, number, row),
+            length(group)};
+  }
+};
+
+// Row lists of the weight's view: a group's channels keep the same columns.
+struct RowLists {
+  const int32_t* ptr;     // [groups + 1]
+  IndexList columns;      // [ptr[groups]], ascending within a group
+  const int32_t* starts;  // [groups + 1]: values before a group; null where that is `ptr`
+  int64_t groups, height;
+
+  int64_t values_before(int64_t group) const { return starts != nullptr ? starts[group] : ptr[group]; }
+};
+
+// Runs body(begin, end) over stretches of [0, total), `work` multiply-adds
+// together.
+template <typename Body>
+inline void run_stretches(const TaskRunner& run, double work, int64_t total, const Body& body) {
+  const int64_t parts = std::max<int64_t>(1, std::min(total, task_count(work, 64)));
+  run_if_worth(run, work, parts,
+               [&](int64_t part) { body(part_begin(total, parts, part), part_begin(total, parts, part + 1)); });
+}
+
+template <typename A>
+struct PlacedRows {
+  TapLists<A> lists;
+  const int32_t* order;  // position in the caller's values of each value; null
+                         // where they are in the same order
+};
+
+// The tap lists of a forward walk, in kIndices and kValues. `values` may be
+// null.
+template <typename T>
+PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& rows, const T* values,
+                                        const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  constexpr int kN = kLanes<A>;
+  const int64_t columns = rows.ptr[rows.groups], kept = rows.values_before(rows.groups);
+  if (!plan.clipped) {
+    int32_t* offsets = scratch<int32_t>(Slot::kIndices, columns);
+    run_stretches(run, 4.0 * columns, columns,
+                  [&](int64_t begin, int64_t end) { plan.place(rows.columns, begin, end, offsets); });
+    const A* wide = nullptr;
+    if constexpr (std::is_same_v<T, A>) {
+      wide = values;
+    } else if (values != nullptr) {
+      A* widened = scratch<A>(Slot::kValues, kept);
+      run_stretches(run, 4.0 * kept, (kept + kN - 1) / kN, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin * kN; k < std::min(kept, end * kN); k += kN) {
+          const int count = static_cast<int>(std::min<int64_t>(kN, kept - k));
+          narrow_partial(widened + k, widen_partial(values + k, count), count);
+        }
+      });
+      wide = widened;
+    }
+    return {{rows.ptr, offsets, rows.starts, wide, rows.height, 1}, nullptr};
+  }
+  // Sorted by tap, each group's rows alike.
+  const int64_t lists = plan.lists;
+  int32_t* offsets = scratch<int32_t>(Slot::kIndices, columns + rows.groups * lists + 1 + kept);
+  int32_t *ptr = offsets + columns, *order = ptr + rows.groups * lists + 1;
+  A* sorted = values != nullptr ? scratch<A>(Slot::kValues, kept) : nullptr;
+  ptr[rows.groups * lists] = static_cast<int32_t>(columns);
+  run_stretches(run, 16.0 * kept, rows.groups, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = rows.ptr[group], length = rows.ptr[group + 1] - first;
+      int32_t* next = ptr + group * lists;
+      std::fill(next, next + lists, 0);
+      plan.count_taps(rows.columns, first, first + length, next);
+      for (int64_t tap = 0, at = first; tap < lists; ++tap) {
+        const int64_t count = next[tap];
+        next[tap] = static_cast<int32_t>(at);
+        at += count;
+      }
+      const int64_t start = rows.values_before(group);
+      // The first row's part of `order` gets the permutation; the other rows
+      // repeat it.
+      plan.place_sorted(rows.columns, first, first + length, next, offsets, order + start - first);
+      const int64_t height = length == 0 ? 0 : (rows.values_before(group + 1) - start) / length;
+      for (int64_t r = height - 1; r >= 0; --r) {
+        for (int64_t k = 0; k < length; ++k) {
+          const int32_t from = static_cast<int32_t>(start + r * length + order[start + k]);
+          if (sorted != nullptr) sorted[start + r * length + k] = widen_partial(values + from, 1)[0];
+          if (r > 0) order[start + r * length + k] = from;
+        }
+      }
+      for (int64_t k = 0; k < length; ++k) order[start + k] += static_cast<int32_t>(start);
+      for (int64_t tap = lists - 1; tap > 0; --tap) next[tap] = next[tap - 1];
+      next[0] = static_cast<int32_t>(first);
+    }
+  });
+  return {{ptr, offsets, rows.starts, sorted, rows.height, lists}, order};
+}
+
+}  // namespace
+}  // namespace SNIPKERN_TIER
+}  // namespace snipkern
