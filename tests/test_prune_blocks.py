@@ -126,11 +126,11 @@ def test_layers_smaller_than_a_block_stay_element_wise(batch):
     assert [m.block for m in model if isinstance(m, SparseLinear)] == [(8, 8), (8, 8), None]
 
 
-def test_convolutions_keep_blocks_and_compute_with_their_weights(images):
+def test_convolutions_keep_blocks_and_compute_with_them(images):
     model = make_cnn()
     pruned = sk.prune_(model, images, keep=0.4, block=BLOCK, engine="bsr")
     engines = {layer.name: (layer.engine, layer.reason) for layer in pruned.layers}
-    assert engines["0.weight"] == ("csr", "no block kernels for conv yet")
+    assert engines["0.weight"] == ("bsr", "as asked") and model[0].block == BLOCK
     assert engines["3.weight"][0] == "masked" and engines["7.weight"][0] == "bsr"
     for mask in pruned.masks.values():
         BlockTopology(mask, BLOCK)
@@ -228,6 +228,8 @@ def test_auto_prefers_blocks_where_they_are_faster(tier, restore_threads):
             assert faster or isa != "avx512" or block not in ((4, 1), (16, 16))
         assert choose("auto", **layer, block=None).engine == "csr"
         assert choose("csr", **layer, block=(4, 1)).engine == "csr"
-        assert choose("auto", **{**layer, "kind": "conv"}, block=(4, 1)).engine in ("csr", "masked")
+        conv = {**layer, "kind": "conv", "inputs": 256, "outputs": 256, "numel": 256 * 2304, "kept": 256 * 115}
+        for block, engine in (((4, 1), "bsr"), ((16, 16), "bsr"), ((1, 4), "csr"), (None, "csr")):
+            assert choose("auto", **{**conv, "rows": 8192}, block=block).engine == engine
         full = {**layer, "kept": 4096**2}
         assert choose("auto", **full, block=(16, 16)).engine == "masked"
