@@ -1,28 +1,48 @@
-"""Engines: how each pruned layer computes, chosen by a cost model and always with a reason.
+"""Engines: how each pruned layer computes, chosen by a cost model that is checked by measuring, always with a reason.
 
 ``csr``     kept weights only, by the sparse kernels
 ``bsr``     kept blocks of weights only, by the block kernels
-``masked``  a dense weight whose pruned entries are held at zero: dense speed and memory
+``masked``  a dense weight whose pruned entries are held at zero: dense speed (less the guarding) and memory
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from snipkern import backends
+from snipkern.costs import AMX, COSTS
+from snipkern.masks import Mask
+from snipkern.measure import Times, forbidden, measure
+from snipkern.workload import Workload
 
-__all__ = ["ENGINES", "Choice", "choose"]
+__all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 
 ENGINES = ("auto", "bsr", "csr", "masked")
 SPARSE_ENGINES = ("bsr", "csr")
-ASSUMED_ROWS = 128
+# A block side from which on its kernels share loads along it.
+SHARING_SIDE = 4
+# Time of a convolution's three products by blocks as a share of csr's, for four 3x3 layers of 64 to 512 channels, batch
+# 128, 5 % kept, on AVX-512 and a machine that others kept busy: 0.69 to 1.02 for "tall", 0.75 to 1.01 for "square".
+# Only blocks of several rows share loads, and not in the input gradient.
+CONV_BLOCKS = {"bsr tall": 0.86, "bsr wide": 1.02, "bsr square": 0.9}
 # Channels that dense convolution kernels compute at once, whether they are there or not.
 CHANNEL_BLOCK = 16
-# How much faster than dense a layer must be predicted to be; predictions are off by a tenth as a rule (calibrate.py).
+# How many times as fast as dense a layer must be predicted to be where it can't be measured: predictions are off by a
+# tenth as a rule.
 MARGIN = 1.2
+# How far two measurements of one thing differ. A sparse layer must be faster than the masked one by more, and not
+# slower than plain dense by more: ties are sparse, for what they save the optimiser and memory, which isn't timed here.
+NOISE = 1.03
+# Where guarding takes a larger share of dense than this, masked breaks the promise of dense speed as well, and the
+# faster one is taken: layers so small, or of so few rows, that going through their weights is a good part of the work.
+GUARD_SHARE = 0.1
+# A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
+LARGEST_SPREAD = 2.5
+ASKED = "as asked"
 
 
 @dataclass(frozen=True)
@@ -34,12 +54,14 @@ class Cost:
         weight: Nanoseconds for each weight that is stored: it is read, and its gradient written, once a step.
         element: Nanoseconds for each input and output element: reading, packing, writing.
         product: Nanoseconds for each row and stored weight: three multiply-adds.
+        spread: The factor within which measurements lie of predictions.
     """
 
     call: float
     weight: float
     element: float
     product: float
+    spread: float = 1.0
 
     def microseconds(self, layer: Work, threads: int = 1) -> float:
         """Predicted time of one step; everything but the fixed cost is shared by the threads."""
@@ -66,134 +88,211 @@ class Work:
     products: int
 
     @classmethod
-    def dense(cls, kind: str, rows: int, inputs: int, outputs: int, numel: int) -> Work:
+    def dense(cls, layer: Workload) -> Work:
         """Of a dense layer; dense convolutions work on whole blocks of channels."""
-        products = numel
-        if kind == "conv":
-            window = numel // max(inputs * outputs, 1)
-            products = window * math.prod(
-                -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in (inputs, outputs)
-            )
-        return cls(rows, inputs + outputs, numel, products)
+        products = layer.numel
+        if layer.kind == "conv":
+            blocks = (-(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in layer.shape[:2])
+            products = math.prod(layer.shape[2:]) * math.prod(blocks)
+        return cls(layer.rows, sum(layer.shape[:2]), layer.numel, products)
 
     @classmethod
-    def sparse(cls, rows: int, inputs: int, outputs: int, kept: int) -> Work:
+    def guard(cls, layer: Workload) -> Work:
+        """Of holding a dense layer's pruned weights at zero: its gradient and its weight are gone through."""
+        return cls(0, 0, layer.numel, 0)
+
+    @classmethod
+    def sparse(cls, layer: Workload) -> Work:
         """Of a layer that computes with its kept weights only."""
-        return cls(rows, inputs + outputs, kept, kept)
+        return cls(layer.rows, sum(layer.shape[:2]), layer.kept, layer.kept)
 
 
-# Measured by benchmarks/calibrate.py on one thread of an AVX-512 server core at 2 GHz; only their ratios matter.
-# Dense is the default of torch: nn.Linear (MKL) and nn.Conv2d (oneDNN).
-DENSE = {"linear": Cost(81.0, 1.81, 0, 0.0614), "conv": Cost(408.0, 39.6, 5.53, 0.0367)}
-SPARSE = {
-    "avx512": {"linear": Cost(174.0, 5.62, 4.34, 0.167), "conv": Cost(184.0, 134, 3.77, 0.105)},
-    "avx2": {"linear": Cost(175.0, 4.35, 3.54, 0.221), "conv": Cost(175.0, 164, 3.74, 0.142)},
-    "scalar": {"linear": Cost(176.0, 4.66, 3.64, 0.382), "conv": Cost(174.0, 349, 4.08, 0.24)},
-}
+def row(engine: str, layer: Workload, tier: str) -> str:
+    """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own.
+
+    Blocks are "square" where both sides are 4 or more, "tall" and "wide" where only the height or the width is; smaller
+    ones compute like single weights.
+    """
+    dtype = str(layer.dtype).removeprefix("torch.").replace("float64", "float32")
+    if engine == "dense":
+        return f"dense {dtype} {layer.kind}"
+    if engine == "guard":
+        return f"guard {tier} {dtype}"
+    if engine == "bsr":
+        engine = "csr" if layer.kind == "conv" else form(layer)
+    return f"{engine} {tier} {dtype} {layer.kind}"
 
 
-# The same for layers of whole blocks: "square" where both sides are 4 or more, "tall" and "wide" where only the height
-# or the width is. Fitted on a machine that others kept busy (median errors of 13 to 26 %): square to 4x4, 8x8, 16x16,
-# tall to 4x1, 8x1, 16x1 and 1x4 together; the last column of "wide" is csr's entry times how much longer a 4096 x 4096
-# layer of blocks 1x4 took than csr.
-BLOCKS = {
-    "avx512": {
-        "linear": {
-            "tall": Cost(85.0, 0, 2.25, 0.121),
-            "wide": Cost(85.0, 0, 2.25, 0.167),
-            "square": Cost(85.0, 0, 1.64, 0.117),
-        }
-    },
-    "avx2": {
-        "linear": {
-            "tall": Cost(96.0, 0, 2.59, 0.193),
-            "wide": Cost(96.0, 0, 2.59, 0.366),
-            "square": Cost(85.0, 0, 2.26, 0.173),
-        }
-    },
-    "scalar": {
-        "linear": {
-            "tall": Cost(93.0, 0, 2.92, 0.432),
-            "wide": Cost(93.0, 0, 2.92, 0.77),
-            "square": Cost(105.0, 0, 2.03, 0.4),
-        }
-    },
-}
+def form(layer: Workload) -> str:
+    """What blocks are like for the kernels: those of small ones compute like csr's."""
+    assert layer.block is not None
+    tall, wide = (side >= SHARING_SIDE for side in layer.block)
+    return "bsr square" if tall and wide else "bsr tall" if tall else "bsr wide" if wide else "csr"
 
 
-# Time of a convolution's three products by blocks as a share of csr's, for four 3x3 layers of 64 to 512 channels, batch
-# 128, 5 % kept, on AVX-512 and a machine that others kept busy: 0.69 to 1.02 for "tall", 0.75 to 1.01 for "square". Only
-# blocks of several rows share loads, and not in the input gradient.
-CONV_BLOCKS = {"tall": 0.86, "wide": 1.0, "square": 0.9}
+def cost(engine: str, layer: Workload, tier: str) -> Cost:
+    """The constants of that row; float64 is taken for float32 at half the speed."""
+    found = Cost(*COSTS[row(engine, layer, tier)])
+    if engine == "bsr" and layer.kind == "conv":
+        found = replace(found, product=found.product * CONV_BLOCKS.get(form(layer), 1.0))
+    if layer.dtype != torch.float64:
+        return found
+    return Cost(found.call, 2 * found.weight, 2 * found.element, 2 * found.product, found.spread)
 
 
-def block_cost(tier: str, kind: str, block: tuple[int, int]) -> Cost:
-    """Of a layer whose kernels compute with blocks of this height and width."""
-    if max(block) < 4:
-        return SPARSE[tier][kind]
-    form = "square" if min(block) >= 4 else "tall" if block[0] >= 4 else "wide"
-    if kind == "conv":
-        single = SPARSE[tier][kind]
-        return replace(single, product=single.product * CONV_BLOCKS[form])
-    return BLOCKS[tier][kind][form]
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted.
+
+    Attributes:
+        dense, masked, sparse: Of the dense module, the guarded one, and the faster of the sparse ones.
+        spread: The factor.
+        engine: The faster sparse engine.
+    """
+
+    dense: float
+    masked: float
+    sparse: float
+    spread: float
+    engine: str = "csr"
+
+
+def predict(layer: Workload, engine: str | None = None) -> Prediction:
+    """What the cost model says of a layer on the CPU, for torch's present number of threads.
+
+    Args:
+        layer: Its work.
+        engine: The sparse engine; None: the faster one.
+    """
+    tier = backends.isa()
+    assert tier is not None, "predict: there must be compiled kernels"
+    threads = torch.get_num_threads()
+    dense_cost = cost("dense", layer, tier)
+    dense = dense_cost.microseconds(Work.dense(layer), threads)
+    guard = cost("guard", layer, tier).microseconds(Work.guard(layer), threads)
+    work = Work.sparse(layer)
+    possible = (engine,) if engine else SPARSE_ENGINES if layer.block else ("csr",)
+    sparse, engine = min((cost(name, layer, tier).microseconds(work, threads), name) for name in possible)
+    spread = min(dense_cost.spread * cost(engine, layer, tier).spread, LARGEST_SPREAD)
+    if layer.channels_last or (layer.dtype in (torch.float16, torch.bfloat16) and has_amx() != AMX):
+        spread = math.inf  # the table has no such layers, or is of another kind of processor
+    return Prediction(dense, dense + guard, sparse, spread, engine)
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether this processor multiplies 16-bit matrices in tiles; False also where torch doesn't tell."""
+    tell = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(tell and tell())
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's engine and why."""
+    """One layer's engine and why.
+
+    Attributes:
+        engine: "bsr", "csr" or "masked".
+        reason: In a few words.
+        predicted, measured: How many times as fast as the dense module the sparse one is; None where nobody has looked.
+    """
 
     engine: str
     reason: str
+    predicted: float | None = None
+    measured: float | None = None
 
 
-def choose(
-    engine: str,
-    *,
-    obstacle: str | None,
-    kind: str,
-    inputs: int,
-    outputs: int,
-    numel: int,
-    kept: int,
-    rows: int | None,
-    device: torch.device,
-    block: tuple[int, int] | None = None,
-) -> Choice:
+def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None) -> Choice:
     """The engine for one layer.
+
+    ``auto`` takes csr (or bsr) where it is faster than the masked layer, which would have to run instead, and not
+    slower than the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost
+    model where that is clear, and measures the layer where it is not, unless ``torch.use_deterministic_algorithms`` is
+    on or there are several ranks, which must choose alike: then it has to be predicted to win by a margin. Masks never
+    depend on any of this.
 
     Args:
         engine: What the user asked for: ``auto``, ``bsr``, ``csr`` or ``masked``.
+        layer: Its work, with its block if it keeps whole ones; None for one that is not a linear or convolution layer.
+        mask: Which of its weights are kept.
         obstacle: Why there is no sparse kernel for it, or None.
-        kind: ``linear`` or ``conv``.
-        inputs, outputs: Elements that each row reads and writes (channels, for a convolution).
-        numel, kept: Weights, and kept weights.
-        rows: Rows of the matrix product per batch as seen while scoring, or None.
-        device: Where the layer is.
-        block: Height and width of the blocks that are kept, or None: single weights.
+
+    Raises:
+        ValueError: For a mask that keeps a part of a block.
     """
-    if obstacle:
-        return Choice("masked", obstacle)
-    if engine == "masked":
-        return Choice("masked", "as asked")
-    if engine == "csr":
-        return Choice("csr", "as asked")
+    if obstacle or layer is None:
+        return Choice("masked", obstacle or "no sparse kernel")
+    if engine in ("csr", "masked"):
+        return Choice(engine, ASKED)
     if engine == "bsr":
-        return Choice("bsr", "as asked") if block else Choice("csr", "smaller than a block")
-    tier = backends.isa() if backends.active(device) == "cpu" else None
-    if tier is None:
-        where = "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
-        return Choice("bsr" if block else "csr", f"reference kernels ({where}): less memory, no gain in time")
-    rows = rows or ASSUMED_ROWS
-    threads = torch.get_num_threads()
-    work = Work.sparse(rows, inputs, outputs, kept)
-    best, sparse = "csr", SPARSE[tier][kind].microseconds(work, threads)
-    if block is not None:
-        by_block = block_cost(tier, kind, block).microseconds(work, threads)
-        if by_block < sparse:
-            best, sparse = "bsr", by_block
-    dense = DENSE[kind].microseconds(Work.dense(kind, rows, inputs, outputs, numel), threads)
-    speedup = dense / sparse
-    ratio = f"predicted {speedup:.1f}x dense for {rows} rows"
-    if speedup >= MARGIN:
-        return Choice(best, ratio)
-    return Choice("masked", f"{best} would be {'slower' if speedup < 1 else 'hardly faster'}: {ratio}")
+        return Choice("bsr", ASKED) if layer.block else Choice("csr", "smaller than a block")
+    missing = missing_kernels(layer.device)
+    if missing:
+        reason = f"reference kernels ({missing}): less memory, no gain in time"
+        return Choice("bsr" if layer.block else "csr", reason)
+    prediction = predict(layer)
+    if clear(prediction):
+        return _chosen(layer, prediction)
+    reason = forbidden()
+    return _chosen(layer, prediction, None if reason else measure(computing(layer, prediction.engine), mask), reason)
+
+
+def computing(layer: Workload, engine: str) -> Workload:
+    """The layer as one engine computes it: csr with the single weights of its blocks."""
+    return layer if engine == "bsr" else replace(layer, block=None)
+
+
+def missing_kernels(device: torch.device) -> str | None:
+    """Why sparse layers on this device run on the reference kernels; None where they don't."""
+    if backends.active(device) == "cpu":
+        return None
+    return "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
+
+
+def clear(prediction: Prediction) -> bool:
+    """Whether break-even is further away than the cost model errs."""
+    alternative = min(prediction.masked, prediction.dense)
+    gain = max(alternative / prediction.sparse, prediction.sparse / alternative)
+    return gain > prediction.spread
+
+
+def check(layer: Workload, mask: Mask, choice: Choice) -> Choice:
+    """The same choice, with its layer predicted and measured on the CPU whatever was clear before."""
+    prediction = predict(layer, choice.engine if choice.engine in SPARSE_ENGINES else None)
+    found = _chosen(layer, prediction, measure(computing(layer, prediction.engine), mask))
+    reason = found.reason
+    if choice.engine != found.engine:
+        ratio = _ratio(layer, found)
+        reason = f"{found.engine} would be faster: {ratio}" if choice.engine == "masked" else ratio
+    if choice.reason.startswith(ASKED):
+        reason = f"{ASKED}; {reason}"
+    return Choice(choice.engine, reason, found.predicted, found.measured)
+
+
+def _chosen(
+    layer: Workload, prediction: Prediction, times: Times | None = None, unmeasured: str | None = None
+) -> Choice:
+    predicted = prediction.dense / prediction.sparse
+    if times is None:
+        speedup, measured = predicted, None
+        faster = predicted >= MARGIN
+    else:
+        speedup = measured = times.dense / times.sparse
+        kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
+        faster = kept_promise and times.masked / times.sparse >= NOISE
+    choice = Choice(prediction.engine if faster else "masked", "", predicted, measured)
+    reason = _ratio(layer, choice)
+    if unmeasured:
+        reason += f"; not measured, {unmeasured}"
+    if faster and speedup * NOISE < 1:
+        reason = f"masked would be slower still: {reason}"
+    if not faster:
+        reason = f"{prediction.engine} would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
+    return replace(choice, reason=reason)
+
+
+def _ratio(layer: Workload, choice: Choice) -> str:
+    rows = f"{layer.rows} {'assumed ' if layer.assumed else ''}rows"
+    if choice.measured is None:
+        return f"predicted {choice.predicted:.1f}x dense for {rows}"
+    return f"measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count, select
 from snipkern.select_block import block_masks, has_room
+from snipkern.workload import Call, workload
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
 CRITERIA = ("snip",)
 PRESETS = ("paper",)
+Handle = TypeVar("Handle", bound="Pruned")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ class Pruned:
     def report(self) -> str:
         """The layers as a table in plain text: what is kept of each, how it computes, and why so."""
         return report.table(self.layers, self.title)
+
+    def measure(self: Handle) -> Handle:
+        """The same, with every layer timed that has sparse kernels, for the report: forward and backward, dense and
+        sparse, on synthetic input as seen while scoring; some 30 ms a layer. The model is not run, engines stay.
+        """
+        layers = [
+            layer
+            if layer.work is None or engines.missing_kernels(layer.work.device)
+            else dataclasses.replace(layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice))
+            for layer in self.layers
+        ]
+        return dataclasses.replace(self, layers=layers)
 
     def __str__(self) -> str:
         return self.report()
@@ -106,7 +122,7 @@ def plan(
     masks = select(found.pairs, kept)
     if block is not None:
         masks = block_masks(found.pairs, masks, block)
-    return Plan(masks, _layers(model, pool, masks, engine, found.rows, block), model, pool, optimizer)
+    return Plan(masks, _layers(model, pool, masks, engine, found.calls, block), model, pool, optimizer)
 
 
 def prune_(
@@ -145,7 +161,9 @@ def prune_(
             of two or more dimensions, but no embeddings, norms or biases.
         preset: ``"paper"``: as the published code does: biases pooled as well, scored on a fresh draw of the weights
             (variance scaling) while training starts from the model's own.
-        engine: ``"auto"`` (fastest by the cost model), ``"bsr"`` (with ``block``), ``"csr"`` or ``"masked"``.
+        engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), or ``"auto"``: each layer's fastest by a cost model
+            and, where that is not clear, by timing the layer for some milliseconds: near break-even two runs may
+            differ (not under ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
         block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
             keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
             of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
@@ -229,31 +247,23 @@ def _layers(
     pool: list[Prunable],
     masks: Mapping[str, Mask],
     engine: str,
-    rows: Mapping[str, int],
+    calls: Mapping[str, Call],
     block: tuple[int, int] | None,
 ) -> list[report.Layer]:
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
-        mask, shape = masks[entry.fqn], tuple(entry.parameter.shape)
-        obstacle = convert.sparse_obstacle(entry.module, entry.name, entry.shared, entry.module in read_elsewhere)
+        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
+        obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
         kept_block = block if block is not None and has_room(shape, block) else None
-        choice = engines.choose(
-            engine,
-            obstacle=obstacle,
-            kind="conv" if isinstance(entry.module, nn.Conv2d) else "linear",
-            inputs=shape[1] if len(shape) > 1 else 1,
-            outputs=shape[0] if shape else 1,
-            numel=mask.numel,
-            kept=mask.count(),
-            rows=rows.get(entry.module_fqn),
-            device=entry.parameter.device,
-            block=kept_block,
-        )
-        kind = type(entry.module).__name__
-        layers.append(
-            report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice.engine, choice.reason, kept_block)
-        )
+        work = None
+        if obstacle is None:
+            assert isinstance(module, (nn.Linear, nn.Conv2d))
+            work = workload(module, mask.count(), calls.get(entry.module_fqn), kept_block)
+        with _naming(entry):
+            choice = engines.choose(engine, work, mask, obstacle=obstacle)
+        kind = type(module).__name__
+        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, kept_block, work))
     return layers
 
 
@@ -276,7 +286,14 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
     block = layer.block if layer.engine == "bsr" else None
-    try:
+    with _naming(entry):
         return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
+
+
+@contextlib.contextmanager
+def _naming(entry: Prunable) -> Generator[None]:
+    """Says of which parameter a mask does not fit."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"prune: the mask of {entry.fqn!r} does not fit ({error})") from None

@@ -10,6 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from snipkern.engine import Choice
+from snipkern.workload import Workload
+
 __all__ = ["Layer", "table"]
 
 WIDTH = 120
@@ -24,9 +27,9 @@ class Layer:
         kind: Class of its module.
         shape: Of the dense weight.
         kept, numel: Kept weights and all of them.
-        engine: How the layer computes: "bsr", "csr" or "masked".
-        reason: Why that engine.
+        choice: How the layer computes, and why.
         block: Height and width of the blocks that are kept, or None: single weights.
+        work: What it computes in a training step; None where there is no sparse kernel for it.
     """
 
     name: str
@@ -34,9 +37,29 @@ class Layer:
     shape: tuple[int, ...]
     kept: int
     numel: int
-    engine: str
-    reason: str
+    choice: Choice
     block: tuple[int, int] | None = None
+    work: Workload | None = None
+
+    @property
+    def engine(self) -> str:
+        """How the layer computes: "bsr", "csr" or "masked"."""
+        return self.choice.engine
+
+    @property
+    def reason(self) -> str:
+        """Why that engine."""
+        return self.choice.reason
+
+    @property
+    def predicted(self) -> float | None:
+        """How many times as fast as dense the sparse kernels are, by the cost model; None where it was not asked."""
+        return self.choice.predicted
+
+    @property
+    def measured(self) -> float | None:
+        """The same as measured; None where it was not."""
+        return self.choice.measured
 
     @property
     def density(self) -> float:

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.workload import Call
 
 __all__ = ["Gradients", "gradients", "score"]
 
@@ -34,8 +35,8 @@ class Gradients:
 
     #: Parameter name -> (the weight it was scored at, gradient of the mean loss), both of the parameter's shape.
     pairs: dict[str, tuple[Tensor, Tensor]]
-    #: Module name -> rows of its matrix product in one batch: samples, times output positions for a convolution.
-    rows: dict[str, int] = field(default_factory=dict[str, int])
+    #: Module name -> how it was called first, for linear and convolution modules.
+    calls: dict[str, Call] = field(default_factory=dict[str, Call])
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -113,7 +114,7 @@ def gradients(
     parameters = [entry.parameter for entry in pool]
     result = Gradients({})
     sums: list[Tensor] = []
-    with preserved(model, loader), counted_rows(model, result.rows), redrawn(pool, redraw), torch.enable_grad():
+    with preserved(model, loader), noted_calls(model, result.calls), redrawn(pool, redraw), torch.enable_grad():
         model.eval()
         weights = [parameter.detach() for parameter in parameters]
         seen = 0
@@ -198,19 +199,19 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def counted_rows(model: nn.Module, rows: dict[str, int]) -> Generator[None]:
-    """Counts, for the first call of each linear and convolution module, the rows of its matrix product."""
+def noted_calls(model: nn.Module, calls: dict[str, Call]) -> Generator[None]:
+    """Notes how each linear and convolution module is called for the first time."""
 
-    def count(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and name not in rows:
-                features = output.shape[1 if isinstance(module, nn.Conv2d) and output.dim() == 4 else -1]
-                rows[name] = output.numel() // max(features, 1)
+            call = Call.of(args, output)
+            if call is not None:
+                calls.setdefault(name, call)
 
         return hook
 
     handles = [
-        module.register_forward_hook(count(name))
+        module.register_forward_hook(note(name))
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from nets import make_cnn, make_mlp
 from torch import nn
 
 import snipkern as sk
-from snipkern.engine import SPARSE, Work, block_cost, choose
+from snipkern import engine
+from snipkern.engine import Choice, choose
+from snipkern.masks import Mask
+from snipkern.measure import Times
 from snipkern.nn import SparseLinear
 from snipkern.select_block import block_masks, has_room
 from snipkern.testing import random_block_mask, run_on, tiers
 from snipkern.topology import BlockTopology
+from snipkern.workload import Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCK = (4, 2)
@@ -130,7 +135,7 @@ def test_convolutions_keep_blocks_and_compute_with_them(images):
     model = make_cnn()
     pruned = sk.prune_(model, images, keep=0.4, block=BLOCK, engine="bsr")
     engines = {layer.name: (layer.engine, layer.reason) for layer in pruned.layers}
-    assert engines["0.weight"] == ("bsr", "as asked") and model[0].block == BLOCK
+    assert engines["0.weight"][0] == "bsr" and model[0].block == BLOCK
     assert engines["3.weight"][0] == "masked" and engines["7.weight"][0] == "bsr"
     for mask in pruned.masks.values():
         BlockTopology(mask, BLOCK)
@@ -207,29 +212,34 @@ def test_bad_blocks_are_refused(batch, generator):
 
 
 @pytest.mark.parametrize("tier", [t for t in tiers() if t != "reference"])
-def test_auto_prefers_blocks_where_they_are_faster(tier, restore_threads):
-    torch.set_num_threads(1)
-    layer = {
-        "obstacle": None,
-        "kind": "linear",
-        "inputs": 4096,
-        "outputs": 4096,
-        "numel": 4096**2,
-        "kept": 4096**2 // 20,
-        "rows": 128,
-        "device": torch.device("cpu"),
-    }
+def test_auto_prefers_blocks_where_they_are_faster(tier, monkeypatch):
+    layer = Workload((4096, 4096), 4096**2 // 20, (128, 4096))
+    conv = Workload((512, 512, 3, 3), 512 * 512 * 9 // 50, (128, 512, 4, 4), padding=(1, 1))
+    mask = Mask.full((1, 1))  # only a measurement would look at it
+    monkeypatch.setattr(engine, "measure", lambda work, mask: Times(1.0, 1.1, 0.5))
     with run_on(tier):
         for block in ((4, 1), (16, 16), (1, 4), (2, 2)):
-            work = Work.sparse(128, 4096, 4096, layer["kept"])
-            isa = tier.removeprefix("cpu-")
-            faster = block_cost(isa, "linear", block).microseconds(work) < SPARSE[isa]["linear"].microseconds(work)
-            assert choose("auto", **layer, block=block).engine == ("bsr" if faster else "csr")
-            assert faster or isa != "avx512" or block not in ((4, 1), (16, 16))
-        assert choose("auto", **layer, block=None).engine == "csr"
-        assert choose("csr", **layer, block=(4, 1)).engine == "csr"
-        conv = {**layer, "kind": "conv", "inputs": 256, "outputs": 256, "numel": 256 * 2304, "kept": 256 * 115}
-        for block, engine in (((4, 1), "bsr"), ((16, 16), "bsr"), ((1, 4), "csr"), (None, "csr")):
-            assert choose("auto", **{**conv, "rows": 8192}, block=block).engine == engine
-        full = {**layer, "kept": 4096**2}
-        assert choose("auto", **full, block=(16, 16)).engine == "masked"
+            assert choose("auto", replace(layer, block=block), mask).engine in engine.SPARSE_ENGINES
+        if tier == "cpu-avx512":  # where the lead is too large for any calibration to lose
+            assert choose("auto", replace(layer, block=(16, 16)), mask).engine == "bsr"
+        assert choose("auto", layer, mask).engine == "csr"
+        assert choose("csr", replace(layer, block=(4, 1)), mask).engine == "csr"
+        assert choose("bsr", replace(conv, block=(4, 1)), mask).engine == "bsr"
+        assert choose("bsr", layer, mask) == Choice("csr", "smaller than a block")
+        for block, expected in (((4, 1), "bsr"), ((16, 16), "bsr"), ((1, 4), "csr"), (None, "csr")):
+            assert choose("auto", replace(conv, block=block), mask).engine == expected
+        full = replace(layer, kept=layer.numel)
+        assert choose("auto", full, mask).engine == "masked"
+
+
+@pytest.mark.parametrize("tier", tiers())
+def test_block_layers_are_measured_as_they_compute(tier, generator):
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5))
+    masks = {
+        "0.weight": random_block_mask((32, 20), (4, 1), 0.3, generator),
+        "2.weight": random_block_mask((5, 32), (4, 1), 0.3, generator),
+    }
+    with run_on(tier):
+        handle = sk.sparsify_(model, masks, block=(4, 1), engine="bsr").measure()
+        assert [layer.engine for layer in handle.layers] == ["bsr", "bsr"]
+        assert all((layer.measured is None) == (tier == "reference") for layer in handle.layers)

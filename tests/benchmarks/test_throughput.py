@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
-import calibrate
 import layer_cases
 import model_cases
-import numpy as np
 import pytest
 import throughput
-import torch
 from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, cases
 from timing import Effort, Timing, interleave
 
 from snipkern import backends
-from snipkern.engine import Cost, Work
 
 compiled = pytest.mark.skipif(backends.best_isa() is None, reason="the cpu backend is not built")
 
@@ -205,31 +200,5 @@ def test_bytes_are_those_of_kept_weights(optimizer):
     words = 2 * 8 * math.ceil(96 * 96 / 64)
     assert held["parameters"] == held["gradients"] == trained
     assert held["optimizer"] == moments * trained + steps
-    assert held["index"] == words + 2 * 4 * (2 * 96 + 2) + 3 * 4 * handle.kept
-
-
-def test_calibration_recovers_the_constants_it_was_made_from():
-    truth = Cost(120.0, 3.0, 0.5, 0.0625)
-    works = [Work(rows, 30, weights, weights) for rows in (8, 512) for weights in (10, 1000, 100000)]
-    works += [Work(rows, 4000, 500, 500) for rows in (1, 64, 4096)]
-    found = calibrate.fit([calibrate.Sample("avx512", "linear", "any", w, truth.microseconds(w)) for w in works])
-    assert np.allclose(dataclasses.astuple(found.cost), dataclasses.astuple(truth))
-    assert abs(found.worst_error) < 1e-6
-
-
-def test_calibration_never_gives_negative_costs():
-    samples = [calibrate.Sample("dense", "conv", str(n), Work(n, n, n, n), 10.0 - n) for n in (1, 2, 3)]
-    assert min(dataclasses.astuple(calibrate.fit(samples).cost)) >= 0
-
-
-@compiled
-def test_quick_calibration_prints_the_tables_of_the_engine(capsys, restore_threads, tmp_path):
-    calibrate.main(["--quick", "--tiers", "scalar", "--json", str(tmp_path / "fit.json")])
-    shown = capsys.readouterr().out
-    start, end = shown.index("DENSE = {"), shown.rindex("}\n") + 1
-    tables: dict[str, dict] = {}
-    exec(shown[start:end], {"Cost": Cost}, tables)
-    assert tables["DENSE"].keys() == tables["SPARSE"]["scalar"].keys() == {"linear", "conv"}
-    content = json.loads((tmp_path / "fit.json").read_text())
-    assert finite_numbers(content) > 20 and content["machine"]["threads"] == 1
-    assert torch.get_num_threads() == 1
+    entries = 4 * handle.kept + 2 * 4 * math.ceil(handle.kept / 2)  # positions in 32 bits, rows and columns in 16
+    assert held["index"] == words + 2 * 4 * (2 * 96 + 2) + entries

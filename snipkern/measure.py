@@ -1,0 +1,135 @@
+"""Measuring a layer: forward and backward of dense, masked and sparse modules on synthetic input, for milliseconds.
+
+Nothing can be seen of it afterwards: no random number of any global generator is drawn, no module of the model is
+called, no gradient written, and the kernels' scratch memory is given back.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snipkern import backends
+from snipkern.masks import Mask
+from snipkern.nn.convert import sparse_copy
+from snipkern.nn.masked import MaskGuard
+from snipkern.workload import Workload
+
+__all__ = ["Steps", "Times", "forbidden", "measure", "steps"]
+
+Step = Callable[[], object]
+# Seconds for one layer, and rounds: slow layers get the fewest, fast ones the most.
+BUDGET = 0.03
+FEWEST, MOST = 3, 40
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one forward and backward: of the dense module, of the masked one (guarded), of the sparse one."""
+
+    dense: float
+    masked: float
+    sparse: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Functions that do one forward and backward each; the guard's is what masking adds to dense."""
+
+    dense: Step
+    guard: Step
+    sparse: Step
+
+
+_cache: dict[tuple[Workload, int, str | None], Times] = {}
+
+
+def forbidden() -> str | None:
+    """Why ``engine="auto"`` must not measure here: its choice has to be the same every time, or on every rank."""
+    if torch.are_deterministic_algorithms_enabled():
+        return "deterministic algorithms are asked for"
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        return "all ranks must choose alike"
+    return None
+
+
+def measure(work: Workload, mask: Mask) -> Times:
+    """Times one layer on the CPU; the shortest of several rounds, since all noise makes a step longer.
+
+    Once for each workload, number of threads and instruction set: a second call returns what the first one found.
+
+    Args:
+        work: The layer and its input.
+        mask: Of the weight's shape; another one with as many kept weights is taken for the same.
+    """
+    key = (work, torch.get_num_threads(), backends.isa())
+    times = _cache.get(key)
+    if times is None:
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+                times = _cache[key] = _times(steps(work, mask))
+        finally:
+            backends.release_scratch()
+    return times
+
+
+def steps(work: Workload, mask: Mask) -> Steps:
+    """The modules of one workload, ready to be timed: parameters' gradients and, where wanted, the input's."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(shape: tuple[int, ...] | torch.Size) -> Tensor:
+        made = torch.randn(shape, generator=generator, device="cpu").to(work.dtype)
+        return made.contiguous(memory_format=torch.channels_last) if work.channels_last and made.dim() == 4 else made
+
+    dense = work.module()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.copy_(noise(parameter.shape))
+    sparse = sparse_copy(dense, mask, "measure", work.block)
+    x = noise(work.input).requires_grad_(work.input_grad)
+    dy = noise(dense(x).shape)
+    held = nn.Parameter(dense.weight.detach().clone(), requires_grad=False)
+    guard, gradient = MaskGuard(held, mask), noise(held.shape)
+    guard.clean_(held)
+
+    def guarding() -> None:
+        guard.clean(gradient)
+        guard.clean_(held)
+
+    return Steps(_step(dense, x, dy), guarding, _step(sparse, x, dy))
+
+
+def _step(module: nn.Module, x: Tensor, dy: Tensor) -> Step:
+    wanted = (*module.parameters(), *((x,) if x.requires_grad else ()))
+    return lambda: torch.autograd.grad(module(x), wanted, dy)
+
+
+def _times(contenders: Steps) -> Times:
+    functions = (contenders.dense, contenders.guard, contenders.sparse)
+    for function in functions:
+        function()
+    # One thread's own processor time does not see what else the machine does; several threads have no such clock.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = [float("inf")] * len(functions)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        begin = time.perf_counter()
+        for turn in range(MOST):
+            if turn >= FEWEST and time.perf_counter() - begin > BUDGET:
+                break
+            for i, function in enumerate(functions):
+                start = clock()
+                function()
+                best[i] = min(best[i], clock() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    dense, guard, sparse = best
+    return Times(dense, dense + guard, sparse)
