@@ -131,11 +131,11 @@ def test_layers_smaller_than_a_block_stay_element_wise(batch):
     assert [m.block for m in model if isinstance(m, SparseLinear)] == [(8, 8), (8, 8), None]
 
 
-def test_convolutions_keep_blocks_and_compute_with_their_weights(images):
+def test_convolutions_keep_blocks_and_compute_with_them(images):
     model = make_cnn()
     pruned = sk.prune_(model, images, keep=0.4, block=BLOCK, engine="bsr")
     engines = {layer.name: (layer.engine, layer.reason) for layer in pruned.layers}
-    assert engines["0.weight"] == ("csr", "no block kernels for conv yet")
+    assert engines["0.weight"][0] == "bsr" and model[0].block == BLOCK
     assert engines["3.weight"][0] == "masked" and engines["7.weight"][0] == "bsr"
     for mask in pruned.masks.values():
         BlockTopology(mask, BLOCK)
@@ -224,9 +224,10 @@ def test_auto_prefers_blocks_where_they_are_faster(tier, monkeypatch):
             assert choose("auto", replace(layer, block=(16, 16)), mask).engine == "bsr"
         assert choose("auto", layer, mask).engine == "csr"
         assert choose("csr", replace(layer, block=(4, 1)), mask).engine == "csr"
-        assert choose("bsr", replace(conv, block=(4, 1)), mask) == Choice("csr", "no block kernels for conv yet")
+        assert choose("bsr", replace(conv, block=(4, 1)), mask).engine == "bsr"
         assert choose("bsr", layer, mask) == Choice("csr", "smaller than a block")
-        assert choose("auto", replace(conv, block=(4, 1)), mask).engine == "csr"
+        for block, expected in (((4, 1), "bsr"), ((16, 16), "bsr"), ((1, 4), "csr"), (None, "csr")):
+            assert choose("auto", replace(conv, block=block), mask).engine == expected
         full = replace(layer, kept=layer.numel)
         assert choose("auto", full, mask).engine == "masked"
 

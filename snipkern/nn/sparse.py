@@ -169,11 +169,18 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
     """An ``nn.Conv2d`` (one group) that computes with its kept weights only; see :class:`SparseWeight`."""
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv2d, mask: Mask) -> SparseConv2d:
-        """A sparse copy of a convolution; the original stays as it is. ``mask`` has the weight's shape."""
+    def from_dense(cls, conv: nn.Conv2d, mask: Mask, block: tuple[int, int] | None = None) -> SparseConv2d:
+        """A sparse copy of a convolution; the original stays as it is.
+
+        Args:
+            conv: Its weight ``[out_channels, channels, height, width]`` gives the values; the bias is copied.
+            mask: Of the weight's shape.
+            block: Height and width in the view ``[out_channels, everything else]``, for a mask that keeps whole blocks
+                of it: to compute with those.
+        """
         from snipkern.nn.convert import sparse_copy
 
-        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense"))
+        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", block))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)

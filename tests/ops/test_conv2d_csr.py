@@ -131,6 +131,13 @@ def test_memory_formats(tier, generator):
     )
 
 
+@pytest.mark.parametrize("size", ((1, 1), (2, 2), (3, 5), (4, 4), (7, 6), (8, 8)), ids=str)
+@pytest.mark.parametrize("stride", ((1, 1), (2, 2), (3, 2)), ids=str)
+def test_small_images_in_several_vectors(size, stride, generator):
+    for batch in (17, 70):
+        random_case(generator, batch=batch, size=size, stride=stride, weight_shape=(9, 6, 3, 3)).check(*COMPILED)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_stride_0_gradient_of_sum(tier, generator):
     case = random_case(generator)
