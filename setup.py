@@ -34,6 +34,7 @@ def cpu_extension():
         extra_compile_args={
             "cxx": [
                 "-O3",
+                "-g0",  # Python is often built with -g, which would make the extension ten times as large
                 "-std=c++17",
                 "-fvisibility=hidden",
                 "-fno-math-errno",
