@@ -23,6 +23,8 @@ __all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict
 
 ENGINES = ("auto", "bsr", "csr", "masked")
 SPARSE_ENGINES = ("bsr", "csr")
+# Kinds of layers whose block kernels have rows of their own in the table of costs.
+BLOCK_KINDS = ("linear",)
 # A block side from which on its kernels share loads along it.
 SHARING_SIDE = 4
 # Time of a convolution's three products by blocks as a share of csr's, for four 3x3 layers of 64 to 512 channels, batch
@@ -119,7 +121,7 @@ def row(engine: str, layer: Workload, tier: str) -> str:
     if engine == "guard":
         return f"guard {tier} {dtype}"
     if engine == "bsr":
-        engine = "csr" if layer.kind == "conv" else form(layer)
+        engine = form(layer) if layer.kind in BLOCK_KINDS else "csr"
     return f"{engine} {tier} {dtype} {layer.kind}"
 
 
@@ -133,7 +135,7 @@ def form(layer: Workload) -> str:
 def cost(engine: str, layer: Workload, tier: str) -> Cost:
     """The constants of that row; float64 is taken for float32 at half the speed."""
     found = Cost(*COSTS[row(engine, layer, tier)])
-    if engine == "bsr" and layer.kind == "conv":
+    if engine == "bsr" and layer.kind not in BLOCK_KINDS:
         found = replace(found, product=found.product * CONV_BLOCKS.get(form(layer), 1.0))
     if layer.dtype != torch.float64:
         return found
