@@ -15,7 +15,7 @@ import selection_cases
 import torch
 from layers import Shape
 from machine import Bystanders
-from models import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
+from networks import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
 from timing import Effort, Timing, interleave
 
 __all__ = ["GROUPS", "Case", "Result", "cases", "run"]

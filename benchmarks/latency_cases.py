@@ -11,7 +11,7 @@ import torch
 from layer_cases import NO_BLOCKS, SUBJECT
 from layers import BLOCKS, Block, Layer, Shape, block_name, blocks_supported
 from model_cases import HALF, TOLERANCE, dense_model, difference, half, prune
-from models import Net
+from networks import Net
 from torch import Tensor, nn
 
 import snipkern as sk

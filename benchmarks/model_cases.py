@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dense import tune_
 from layer_cases import NO_BLOCKS, SUBJECT
 from layers import BLOCKS, block_name, blocks_supported
-from models import Net
+from networks import Net
 from shares import time_shares
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import dense
 import layers
 import limits
 import model_cases
-import models
+import networks
 import peers
 import pytest
 import shares
@@ -86,7 +86,7 @@ def test_tuning_happens_at_the_first_call():
     assert tuned[0].ways is not None and tuned[0].ways[1] in dense.INPUT_GRADIENT
 
 
-@pytest.mark.parametrize("net", models.QUICK_NETS, ids=lambda net: net.name)
+@pytest.mark.parametrize("net", networks.QUICK_NETS, ids=lambda net: net.name)
 def test_models_learn(net):
     model, batch = net.make(), net.data()
     outputs = model(batch[0])
@@ -102,7 +102,7 @@ def test_models_learn(net):
 
 
 def test_the_gpt_looks_at_the_past_only():
-    model = models.gpt(32, 2, 4, 12).eval()
+    model = networks.gpt(32, 2, 4, 12).eval()
     tokens = torch.randint(0, 256, (2, 12))
     changed = tokens.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % 256
@@ -113,7 +113,7 @@ def test_the_gpt_looks_at_the_past_only():
 
 
 def test_large_models_have_the_sizes_they_are_named_for():
-    nets = (models.VGG, models.RESNET, models.GPT_512)
+    nets = (networks.VGG, networks.RESNET, networks.GPT_512)
     counts = [sum(parameter.numel() for parameter in net.make().parameters()) for net in nets]
     assert counts == [14_724_042, 11_173_962, 19_308_800]
 
@@ -140,7 +140,7 @@ def test_sparseprop_replaces_the_layers_that_it_gets_right(monkeypatch):
     module.sparsify_conv2d_auto = lambda conv, shape: Theirs(conv)
     monkeypatch.setitem(sys.modules, "sparseprop", types.ModuleType("sparseprop"))
     monkeypatch.setitem(sys.modules, "sparseprop.modules", module)
-    net = models.QUICK_NETS[1]
+    net = networks.QUICK_NETS[1]
     model, x = net.make(), net.data()[0]
     before = copy.deepcopy(model)
     assert peers.convert_(model, x) == (2, 3)
@@ -153,7 +153,7 @@ def test_sparseprop_replaces_the_layers_that_it_gets_right(monkeypatch):
 
 @compiled
 def test_shares_add_up_to_the_step():
-    net = models.QUICK_NETS[0]
+    net = networks.QUICK_NETS[0]
     trained = model_cases.Trained(net.make(), "adamw", net.data())
     found = shares.time_shares(trained.step, trained.optimizer)
     assert found.keys() == {shares.PRODUCTS, shares.OPTIMIZER, shares.REST}
@@ -203,7 +203,7 @@ def test_buffers_fit_their_caches(monkeypatch):
 
 
 def test_models_are_pruned_once_and_handed_out_as_copies():
-    net = models.QUICK_NETS[3]
+    net = networks.QUICK_NETS[3]
     dense_net, batch = model_cases.dense_model(net)
     before = copy.deepcopy(dense_net)
     (one, handle), (other, again) = (model_cases.prune(net, engine="csr") for _ in range(2))
