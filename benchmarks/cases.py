@@ -18,9 +18,11 @@ from machine import Bystanders
 from networks import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
 from timing import Effort, Timing, interleave
 
-__all__ = ["GROUPS", "Case", "Result", "cases", "run"]
+__all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
 GROUPS = ("limits", "selection", "layers", "products", "density", "threads", "latency", "models", "memory")
+# What most people want to know first.
+DEFAULT = tuple(group for group in GROUPS if group not in ("products", "density", "threads", "latency"))
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 SELECTION = [(1 << 20, torch.float32), (1 << 24, torch.float32), (1 << 27, torch.float32), (1 << 24, torch.bfloat16)]
@@ -115,7 +117,7 @@ def _layer_cases(quick: bool) -> list[Case]:
         found.append(Case(group, shape.name, settings, subject, partial(build, shape, density), effort))
 
     for shape in layers:
-        add("layers", shape, layer_cases.SUBJECT, layer_cases.build, 0.5, DENSITY)
+        add("layers", shape, layer_cases.SUBJECT, layer_cases.build, 0.25, DENSITY)
     for shape in QUICK_LAYERS if quick else ACCEPTED_LAYERS:
         add("products", shape, "", layer_cases.build_products, 0.15, DENSITY)
     for shape in QUICK_LAYERS if quick else SWEPT:

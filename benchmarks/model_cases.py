@@ -43,15 +43,13 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 class Trained:
     """A model with an optimiser and one batch."""
 
-    def __init__(self, model: nn.Module, optimizer: str, batch: Batch, autocast: bool = False) -> None:
-        self.model, self.batch, self.autocast = model, batch, autocast
+    def __init__(self, model: nn.Module, optimizer: str, batch: Batch) -> None:
+        self.model, self.batch = model, batch
         self.optimizer = OPTIMIZERS[optimizer](model.parameters())
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", HALF, enabled=self.autocast):
-            value = loss(self.model, self.batch)
-        value.backward()
+        loss(self.model, self.batch).backward()
         self.optimizer.step()
 
     def held_bytes(self) -> dict[str, int]:
@@ -136,7 +134,6 @@ def build(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[
         tuned = (batch[0].to(memory_format=torch.channels_last) if net.image else batch[0], batch[1])
         trained[fastest] = Trained(tune_(copy.deepcopy(dense)), optimizer, tuned)
         trained["bf16"] = Trained(_laid_out(copy.deepcopy(dense).to(HALF)), optimizer, half(tuned))
-        trained["autocast"] = Trained(_laid_out(copy.deepcopy(dense)), optimizer, tuned, autocast=True)
         trained[f"{SUBJECT} bf16"] = Trained(prune(net, dtype=HALF)[0], optimizer, half(batch))
     if first and (net.large or not net.image):
         _add_blocks(trained, net, batch, optimizer, notes)
@@ -170,7 +167,7 @@ def _add_blocks(trained: dict[str, Trained], net: Net, batch: Batch, optimizer: 
         notes.append(NO_BLOCKS)
         return
     for block in BLOCKS:
-        trained[f"{SUBJECT} {block_name(block)}"] = Trained(prune(net, block=block)[0], optimizer, batch)
+        trained[f"{SUBJECT} {block_name(block)}"] = Trained(prune(net, block=block, engine="bsr")[0], optimizer, batch)
 
 
 def _add_sparseprop(

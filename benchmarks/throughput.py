@@ -1,6 +1,7 @@
 """How fast selection, sparse layers and whole training steps are, against what else could be used.
 
-    python benchmarks/throughput.py                           everything, under 3 minutes on 2 cores
+    python benchmarks/throughput.py                           what matters most: about 4 minutes on 2 cores
+    python benchmarks/throughput.py --cases all               everything: 7 minutes
     python benchmarks/throughput.py --cases layers,models     some groups
     python benchmarks/throughput.py --json out.json           raw medians and quartiles, with the machine
     python benchmarks/throughput.py --plot out.png            a picture of densities and layers
@@ -25,7 +26,7 @@ import machine
 import plot
 import tables
 import torch
-from cases import GROUPS, Result, cases, run
+from cases import DEFAULT, GROUPS, Result, cases, run
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from timing import NORMAL, QUICK, Timing
@@ -38,7 +39,8 @@ LIMITED = ("layers", "products")
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=_groups, default=GROUPS, help=f"comma-separated, of {', '.join(GROUPS)}")
+    groups = f"comma-separated, of {', '.join(GROUPS)}; or all (default: {', '.join(DEFAULT)})"
+    parser.add_argument("--cases", type=_groups, default=DEFAULT, help=groups)
     parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a run that --json wrote")
@@ -55,7 +57,7 @@ def _device(text: str) -> str:
 
 
 def _groups(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
+    chosen = GROUPS if text == "all" else tuple(text.split(","))
     unknown = [name for name in chosen if name not in GROUPS]
     if unknown:
         raise argparse.ArgumentTypeError(f"cases must be of {', '.join(GROUPS)} (got {', '.join(map(repr, unknown))})")

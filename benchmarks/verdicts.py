@@ -26,7 +26,6 @@ __all__ = [
 MEMORY_SHARE = 0.12
 COUNTED = ("parameters", "gradients", "optimizer")
 BEST, BEST_BF16 = "best dense", "best bf16 dense"
-BF16 = ("bf16", "autocast")
 #: (group, what the result is about) -> (who, against whom, at least how many times as fast)
 LINEAR = (
     (SUBJECT, "torch", 12.0),
@@ -77,7 +76,7 @@ def _fastest(result: Result, among: Sequence[str]) -> str | None:
 
 def speedup(result: Result, who: str, against: str) -> float | None:
     """How many times as fast one contender (or BEST, or BEST_BF16) is as another; None if either is missing."""
-    meant = {BEST: _fastest(result, DENSE), BEST_BF16: _fastest(result, BF16)}
+    meant = {BEST: _fastest(result, DENSE), BEST_BF16: "bf16" if "bf16" in result.timings else None}
     slow, fast = (result.timings.get(meant.get(name, name) or "") for name in (against, who))
     return slow.median / fast.median if slow and fast else None
 

@@ -107,7 +107,7 @@ def finite_numbers(value: object) -> int:
 def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
     path = tmp_path / "folder" / "out.json"
     picture = tmp_path / "pictures" / "out.png"
-    throughput.main(["--quick", "--threads", "1", "--json", str(path), "--plot", str(picture)])
+    throughput.main(["--quick", "--cases", "all", "--threads", "1", "--json", str(path), "--plot", str(picture)])
     content = json.loads(path.read_text())
     assert finite_numbers(content) > 200
     assert content["format"] == throughput.FORMAT
@@ -129,7 +129,7 @@ def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
     assert limits.keys() == {"multiply-adds", "L1", "L2", "memory"}
     for net in ("VGG", "ResNet", "GPT"):
         model = next(r for r in results if r["group"] == "models" and net in r["name"])
-        assert {"snipkern", "torch", "bf16", "autocast", "snipkern bf16"} <= model["timings"].keys()
+        assert {"snipkern", "torch", "bf16", "snipkern bf16"} <= model["timings"].keys()
         for shares in model["facts"]["shares"].values():
             assert shares["products"] > 0 and shares["optimizer"] > 0 and shares["rest"] > 0
     linear = next(r for r in results if r["group"] == "layers" and r["settings"]["kind"] == "linear")
