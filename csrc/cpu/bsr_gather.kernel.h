@@ -88,7 +88,8 @@ void gather_strip(const BsrIndex& index, const A* values, int64_t list, int64_t 
 template <typename A, int kVectors, bool kTranspose>
 void gather_strips(const BsrIndex& index, const A* values, int64_t list, int64_t offset, int64_t count, const A* x,
                    int64_t x_stride, A* sums, int64_t sums_stride) {
-  for (int64_t done = 0; done < count;) {
+  int64_t done = 0;
+  while (done < count) {
     const auto strip = [&](auto outputs) {
       constexpr int kOutputs = decltype(outputs)::value;
       gather_strip<A, kOutputs, kVectors, kTranspose>(index, values, list, offset + done, x, x_stride,

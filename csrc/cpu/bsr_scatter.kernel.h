@@ -71,7 +71,8 @@ int64_t scatter_strips(const BsrIndex& index, const A* values, int64_t list, con
                        int64_t limit, int64_t stride, A* y) {
   const int64_t inputs = ScatterLists<kTranspose>{index}.inputs(list);
   int64_t left = k;
-  for (int64_t done = 0; done < inputs;) {
+  int64_t done = 0;
+  while (done < inputs) {
     const auto strip = [&](auto count) {
       constexpr int kInputs = decltype(count)::value;
       left = scatter_strip<A, kInputs, kVectors, kTranspose>(index, values, list, done, x + done * stride, k, end,

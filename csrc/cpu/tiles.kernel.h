@@ -32,8 +32,10 @@ using tile_t = typename TileElement<T>::type;
 template <typename S>
 constexpr int kLineVectors = std::is_same_v<S, Pair> ? 2 : 1;
 
-template <typename A>
-inline __attribute__((always_inline)) void load_line(const A* from, Vec<A>* samples) {
+inline __attribute__((always_inline)) void load_line(const float* from, Vec<float>* samples) {
+  samples[0] = load(from);
+}
+inline __attribute__((always_inline)) void load_line(const double* from, Vec<double>* samples) {
   samples[0] = load(from);
 }
 
