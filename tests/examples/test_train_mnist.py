@@ -139,8 +139,8 @@ def test_both_networks_run_by_default_and_repeat_exactly(write_digits, tmp_path)
 def test_index_bytes_are_those_of_the_topology():
     mask = sk.Mask.from_dense(torch.eye(8, 24) > 0)
     net = nn.Sequential(sk.nn.SparseLinear.from_dense(nn.Linear(24, 8), mask), nn.Linear(8, 2))
-    # Row and column lists of 8 kept weights in 8 rows and 24 columns, int32, and 192 bits of mask.
-    assert train_mnist.index_bytes(net) == 4 * (3 * 8 + 9 + 25) + 24
+    # Of 8 kept weights: rows and columns in 16 bits, order in 32; 8 row and 24 column pointers; 192 bits of mask.
+    assert train_mnist.index_bytes(net) == 2 * 8 * 2 + 4 * (8 + 9 + 25) + 24
 
 
 def test_kept_weights_are_the_masked_ones():
