@@ -165,7 +165,7 @@ def sample(layer: Workload, part: Part, effort: Effort) -> list[Sample]:
     """Times one layer, dense where that is asked for, guarded and, at each density and block, sparse."""
     layer = replace(layer, dtype=DTYPES[part.dtype])
     generator = torch.Generator().manual_seed(0)
-    blocks = part.blocks if layer.kind == "linear" else ()  # the model scales those of convolutions from csr
+    blocks = part.blocks if layer.kind in engine.BLOCK_KINDS else ()  # the model scales those of convolutions from csr
     #: Row, name of the layer -> what to time, and what the cost model sees of it.
     contenders: dict[tuple[str, str], tuple[Callable[[], object], Work]] = {}
     with backends.use("cpu", isa=part.tier):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from layer_cases import NO_BLOCKS, SUBJECT
-from layers import BLOCKS, Block, Layer, Shape, block_name, blocks_supported
+from layer_cases import SUBJECT
+from layers import BLOCKS, Layer, Shape, block_name
 from model_cases import HALF, TOLERANCE, dense_model, difference, half, prune
 from networks import Net
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def build_layer(shape: Shape, density: float) -> Built:
     }
     if isinstance(layer.dense, nn.Linear):
         contenders["onednn"] = _packed(layer.dense, layer.x)
-    for block in _blocks(notes):
+    for block in BLOCKS:
         blocked = Layer(shape, density, block)
         contenders[f"{SUBJECT} {block_name(block)}"] = _forward(blocked.sparse_module(), layer.x)
     want = contenders["torch"]()
@@ -62,21 +62,21 @@ def build_layer(shape: Shape, density: float) -> Built:
 
 def build_model(net: Net, batch: int, input: tuple[int, ...]) -> Built:
     """A model that was pruned for training and is in evaluation mode now; ``input`` is one sample's shape."""
-    models, facts, notes = _models(net)
+    models, facts = _models(net)
+    notes: list[str] = []
     x = net.data(batch, input)[0]
     off = difference(models[SUBJECT], models["masked"], x)
     if not off <= TOLERANCE:
-        notes = [*notes, f"WRONG: the output is off by {off:.1e} of its largest element"]
+        notes.append(f"WRONG: the output is off by {off:.1e} of its largest element")
     laid_out = x.to(memory_format=torch.channels_last) if net.image else x
     inputs = {"channels_last": laid_out, "bf16": half((laid_out, x))[0], f"{SUBJECT} bf16": half((x, x))[0]}
     contenders = {name: _forward(model, inputs.get(name, x)) for name, model in models.items() if name != "masked"}
-    return contenders, facts, list(notes)
+    return contenders, facts, notes
 
 
 @functools.lru_cache(maxsize=1)
-def _models(net: Net) -> tuple[dict[str, nn.Module], dict[str, Any], list[str]]:
+def _models(net: Net) -> tuple[dict[str, nn.Module], dict[str, Any]]:
     """The contenders for one net, whatever the batch, and the dense form of the pruned one ("masked")."""
-    notes: list[str] = []
     dense, _ = dense_model(net)
     pruned, handle = prune(net)
     form = {"memory_format": torch.channels_last} if net.image else {}
@@ -89,14 +89,7 @@ def _models(net: Net) -> tuple[dict[str, nn.Module], dict[str, Any], list[str]]:
     }
     if form:
         models["channels_last"] = copy.deepcopy(dense).to(**form)
-    for block in _blocks(notes):
+    for block in BLOCKS:
         models[f"{SUBJECT} {block_name(block)}"] = prune(net, block=block)[0]
     left = [layer.name for layer in handle.layers if layer.engine == "masked"]
-    return models, {"kept": handle.kept, "left_dense": left}, notes
-
-
-def _blocks(notes: list[str]) -> tuple[Block, ...]:
-    if blocks_supported():
-        return BLOCKS
-    notes.append(NO_BLOCKS)
-    return ()
+    return models, {"kept": handle.kept, "left_dense": left}

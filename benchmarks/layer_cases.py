@@ -10,14 +10,13 @@ from typing import Any
 import limits
 import peers
 import torch
-from layers import BLOCKS, PRODUCTS, Block, Layer, Shape, Step, block_name, blocks_supported, product_steps
+from layers import BLOCKS, PRODUCTS, Block, Layer, Shape, Step, block_name, product_steps
 from torch import Tensor
 
 import snipkern as sk
 
 __all__ = [
     "DENSE",
-    "NO_BLOCKS",
     "SUBJECT",
     "Layer",
     "Shape",
@@ -32,7 +31,6 @@ __all__ = [
 SUBJECT = "snipkern"
 # Dense contenders in float32: the fastest of them is "best dense".
 DENSE = ("torch", "onednn", "tuned", "channels_last")
-NO_BLOCKS = "block masks are not part of this build"
 # Largest error of y and dx, in units of their largest element, that a contender may have.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 Built = tuple[dict[str, Step], dict[str, Any], list[str]]
@@ -72,7 +70,7 @@ def build(shape: Shape, density: float) -> Built:
     facts: dict[str, Any] = {"kept": layer.mask.count(), "numel": layer.mask.numel, **chosen(layer)}
     facts["operations"] = {SUBJECT: shape.operations(layer.mask)}
     facts["choices"] = {f"{SUBJECT} bf16": chosen(half)}
-    for block, blocked in _blocked(shape, density, notes).items():
+    for block, blocked in _blocked(shape, density).items():
         name, narrow = f"{SUBJECT} {block_name(block)}", blocked.cast(torch.bfloat16)
         makers[name] = (blocked, blocked.sparse)
         makers[f"{name} bf16"] = (blocked, narrow.sparse)
@@ -81,11 +79,8 @@ def build(shape: Shape, density: float) -> Built:
     return _right_ones(makers, notes), facts, notes
 
 
-def _blocked(shape: Shape, density: float, notes: list[str]) -> dict[Block, Layer]:
+def _blocked(shape: Shape, density: float) -> dict[Block, Layer]:
     """The layer with masks of whole blocks."""
-    if not blocks_supported():
-        notes.append(NO_BLOCKS)
-        return {}
     return {block: Layer(shape, density, block) for block in BLOCKS if shape.outputs >= block[0]}
 
 
@@ -124,19 +119,19 @@ def _wrong(found: Sequence[Tensor], reference: Sequence[Tensor]) -> str | None:
 
 def build_products(shape: Shape, density: float) -> Built:
     """The three products of one layer, each on its own: "forward snipkern", "input gradient torch", ..."""
-    layer, notes = Layer(shape, density), []
+    layer = Layer(shape, density)
     half = layer.cast(torch.bfloat16)
     modules = {
         SUBJECT: (layer, layer.sparse_module()),
         "torch": (layer, layer.dense),
         f"{SUBJECT} bf16": (half, half.sparse_module()),
     }
-    for block, blocked in _blocked(shape, density, notes).items():
+    for block, blocked in _blocked(shape, density).items():
         modules[f"{SUBJECT} {block_name(block)}"] = (blocked, blocked.sparse_module())
     steps = {name: product_steps(module, of.x, of.dy) for name, (of, module) in modules.items()}
     contenders = {f"{product} {name}": steps[name][product] for product in PRODUCTS for name in modules}
     operations = {name: shape.operations(of.mask) for name, (of, _) in modules.items() if name != "torch"}
-    return contenders, {"operations": operations}, notes
+    return contenders, {"operations": operations}, []
 
 
 def sweep_name(density: float, block: Block | None = None) -> str:
@@ -147,10 +142,9 @@ def sweep_name(density: float, block: Block | None = None) -> str:
 
 def build_sweep(shape: Shape, densities: Sequence[float]) -> Built:
     """One layer at several densities and granularities, all in turns with its dense forms."""
-    notes: list[str] = []
     found = [(density, None, Layer(shape, density)) for density in densities]
     for density in densities:
-        found += [(density, block, layer) for block, layer in _blocked(shape, density, notes).items()]
+        found += [(density, block, layer) for block, layer in _blocked(shape, density).items()]
     first = found[0][2]
     for _, _, layer in found:
         layer.x, layer.dy = first.x, first.dy
@@ -165,7 +159,7 @@ def build_sweep(shape: Shape, densities: Sequence[float]) -> Built:
         contenders[name] = layer.sparse()
         told = {"density": density, "block": block_name(block) if block else None, **chosen(layer)}
         facts["densities"][name] = told
-    return contenders, facts, sorted(set(notes))
+    return contenders, facts, []
 
 
 def build_threads(shape: Shape, density: float) -> Built:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +22,6 @@ __all__ = [
     "Shape",
     "Step",
     "block_name",
-    "blocks_supported",
     "module_step",
     "product_steps",
 ]
@@ -37,11 +34,6 @@ PRODUCTS = ("forward", "input gradient", "value gradient")
 
 def block_name(block: Block) -> str:
     return f"{block[0]}x{block[1]}"
-
-
-@functools.cache
-def blocks_supported() -> bool:
-    return "block" in inspect.signature(sk.sparsify_).parameters
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import peers
 import torch
 import torch.nn.functional as F
 from dense import tune_
-from layer_cases import NO_BLOCKS, SUBJECT
-from layers import BLOCKS, block_name, blocks_supported
+from layer_cases import SUBJECT
+from layers import BLOCKS, block_name
 from networks import Net
 from shares import time_shares
 from torch import Tensor, nn
@@ -136,7 +136,9 @@ def build(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[
         trained["bf16"] = Trained(_laid_out(copy.deepcopy(dense).to(HALF)), optimizer, half(tuned))
         trained[f"{SUBJECT} bf16"] = Trained(prune(net, dtype=HALF)[0], optimizer, half(batch))
     if first and (net.large or not net.image):
-        _add_blocks(trained, net, batch, optimizer, notes)
+        for block in BLOCKS:
+            model = prune(net, block=block, engine="bsr")[0]
+            trained[f"{SUBJECT} {block_name(block)}"] = Trained(model, optimizer, batch)
     if not net.large and any(layer.engine != "csr" for layer in handle.layers):
         trained["all csr"] = Trained(prune(net, engine="csr")[0], optimizer, batch)
     masked = sk.to_dense_(copy.deepcopy(pruned))
@@ -160,14 +162,6 @@ def build(net: Net, optimizer: str) -> tuple[dict[str, Callable[[], Any]], dict[
 
 def _laid_out(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
-
-
-def _add_blocks(trained: dict[str, Trained], net: Net, batch: Batch, optimizer: str, notes: list[str]) -> None:
-    if not blocks_supported():
-        notes.append(NO_BLOCKS)
-        return
-    for block in BLOCKS:
-        trained[f"{SUBJECT} {block_name(block)}"] = Trained(prune(net, block=block, engine="bsr")[0], optimizer, batch)
 
 
 def _add_sparseprop(
