@@ -91,6 +91,11 @@ inline void require_like(const char* op, const char* what, const Tensor& tensor,
                    what << " must have " << like_name << "'s dtype and device, " << expected << " on cpu");
 }
 
+inline void require_values(const char* op, const Tensor& values, const Tensor& like, const char* like_name) {
+  SNIPKERN_REQUIRE(values.dim() == 1, op, Sizes{values}, "values must be [kept]");
+  require_like(op, "values", values, like, like_name);
+}
+
 inline void require_bias(const char* op, const std::optional<Tensor>& bias, int64_t size, const Tensor& x) {
   if (!bias.has_value()) return;
   SNIPKERN_REQUIRE(bias->dim() == 1 && bias->size(0) == size, op, Sizes{*bias}, "bias must be [" << size << "]");

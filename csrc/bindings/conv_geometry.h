@@ -72,9 +72,4 @@ void require_grad(const char* op, const Tensor& grad, const Conv2dShape& shape, 
                                     << shape.out_size[1] << "]");
 }
 
-inline void require_values(const char* op, const Tensor& values, const Tensor& like, const char* like_name) {
-  SNIPKERN_REQUIRE(values.dim() == 1, op, Sizes{values}, "values must be [kept]");
-  require_like(op, "values", values, like, like_name);
-}
-
 }  // namespace snipkern

@@ -46,8 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_csr_backward_cpu(const Tensor& grad, con
   SNIPKERN_REQUIRE(grad.dim() == 2 && grad.size(1) == rows && grad.size(0) == x.size(0), kOp, Sizes{grad},
                    "grad must be [" << x.size(0) << ", " << rows << "]");
   require_like(kOp, "grad", grad, x, "x");
-  SNIPKERN_REQUIRE(values.dim() == 1, kOp, Sizes{values}, "values must be [kept]");
-  require_like(kOp, "values", values, x, "x");
+  require_values(kOp, values, x, "x");
   const TopologyView view(kOp, topology, values.numel(), rows, cols);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
   Tensor grad_x = new_output(x, {x.size(0), cols});

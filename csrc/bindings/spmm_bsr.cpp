@@ -11,8 +11,7 @@ Tensor spmm_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional<T
   const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
   require_float(kOp, "x", x);
   SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
-  SNIPKERN_REQUIRE(values.dim() == 1, kOp, Sizes{values}, "values must be [kept]");
-  require_like(kOp, "values", values, x, "x");
+  require_values(kOp, values, x, "x");
   require_bias(kOp, bias, outputs, x);
   const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);

@@ -94,7 +94,7 @@ TapLists<accumulator_t<T>> block_column_lists(const ConvPlan& plan, const BsrInd
               for (int64_t r = 0; r < height; ++r, ++next) {
                 const int64_t channel = row * index.block_height + r;
                 offsets[next] = static_cast<int32_t>(channel * plan.channel_stride + plan.offset[tap]);
-                values[next] = widen_partial(from + block + r * pitch + j, 1)[0];
+                values[next] = widen_one(from + block + r * pitch + j);
               }
             }
           }

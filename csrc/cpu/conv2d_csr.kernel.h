@@ -41,7 +41,7 @@ TapLists<accumulator_t<T>> column_lists(const ConvPlan& plan, const Conv2dCsrInp
           const int64_t tap = plan.by_list[i], column = c * plan.taps + tap;
           for (int64_t k = call.ptr[column]; k < call.ptr[column + 1]; ++k, ++next) {
             offsets[next] = static_cast<int32_t>(call.index[k] * plan.channel_stride + plan.offset[tap]);
-            values[next] = widen_partial(from + call.order[k], 1)[0];
+            values[next] = widen_one(from + call.order[k]);
           }
         }
       }

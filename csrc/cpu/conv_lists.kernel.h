@@ -79,10 +79,7 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
     } else if (values != nullptr) {
       A* widened = scratch<A>(Slot::kValues, kept);
       run_stretches(run, 4.0 * kept, (kept + kN - 1) / kN, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin * kN; k < std::min(kept, end * kN); k += kN) {
-          const int count = static_cast<int>(std::min<int64_t>(kN, kept - k));
-          narrow_partial(widened + k, widen_partial(values + k, count), count);
-        }
+        convert(values, begin * kN, std::min(kept, end * kN), widened);
       });
       wide = widened;
     }
@@ -113,7 +110,7 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
       for (int64_t r = height - 1; r >= 0; --r) {
         for (int64_t k = 0; k < length; ++k) {
           const int32_t from = static_cast<int32_t>(start + r * length + order[start + k]);
-          if (sorted != nullptr) sorted[start + r * length + k] = widen_partial(values + from, 1)[0];
+          if (sorted != nullptr) sorted[start + r * length + k] = widen_one(values + from);
           if (r > 0) order[start + r * length + k] = from;
         }
       }

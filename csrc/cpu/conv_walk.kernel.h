@@ -102,7 +102,7 @@ void convolve_strip(const Convolution<T>& call, const UnitLanes<kLanes<accumulat
   const int64_t rows = plan.strip_rows(kStrip), pitch = rows * plan.phases[0] * width;
   A bias[kStrip] = {};
   if (call.bias != nullptr) {
-    for (int s = 0; s < kStrip; ++s) bias[s] = widen_partial(call.bias + channel + s, 1)[0];
+    for (int s = 0; s < kStrip; ++s) bias[s] = widen_one(call.bias + channel + s);
   }
   for (int64_t begin = 0; begin < plan.patch[0]; begin += rows) {
     const int64_t end = std::min(begin + rows, plan.patch[0]);

@@ -179,12 +179,6 @@ void dot_lists(const BsrIndex& index, const Tiling<A>& tiling, const A* a, const
   }
 }
 
-// Lists cut into parts of nearly equal numbers of blocks: the first list of `part`.
-inline int64_t balanced_list(const int32_t* ptr, int64_t lists, int64_t parts, int64_t part) {
-  if (part == parts) return lists;
-  return std::lower_bound(ptr, ptr + lists, part_begin(ptr[lists], parts, part)) - ptr;
-}
-
 // The kept entries of a^T b from packed operands.
 template <typename T>
 void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* a,
@@ -214,11 +208,7 @@ void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, co
   if constexpr (!std::is_same_v<T, A>) {
     const int64_t pieces = task_count(nnz, 64);
     run_if_worth(run, nnz, pieces, [&](int64_t piece) {
-      const int64_t end = part_begin(nnz, pieces, piece + 1);
-      for (int64_t k = part_begin(nnz, pieces, piece); k < end; k += kLanes<A>) {
-        const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, end - k));
-        narrow_partial(values + k, widen_partial(sums + k, count), count);
-      }
+      convert(sums, part_begin(nnz, pieces, piece), part_begin(nnz, pieces, piece + 1), values);
     });
   }
 }

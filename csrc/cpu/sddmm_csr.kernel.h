@@ -94,13 +94,6 @@ void add_tile(const SddmmCsr& call, const Tiling<S>& tiling, const S* a, const S
   });
 }
 
-// Rows cut into parts of nearly equal numbers of kept weights: the first row of `part`.
-inline int64_t balanced_row(const SddmmCsr& call, int64_t parts, int64_t part) {
-  if (part == parts) return call.rows;
-  const int64_t target = part_begin(call.ptr[call.rows], parts, part);
-  return part == 0 ? 0 : std::lower_bound(call.ptr, call.ptr + call.rows, target) - call.ptr;
-}
-
 // All sums of packed operands, one chain per tile. Few parts, each of which goes over all tiles: a part reads every
 // tile of b anew, and where that does not fit into L2 it is slow.
 template <typename S, typename A>
@@ -109,7 +102,8 @@ void add_tiles(const SddmmCsr& call, const Tiling<S>& tiling, const S* a, const 
   const double work = static_cast<double>(call.batch) * call.ptr[call.rows];
   const int64_t parts = task_count(work, 2 * run.threads());
   run_if_worth(run, work, parts, [&](int64_t part) {
-    const int64_t begin = balanced_row(call, parts, part), end = balanced_row(call, parts, part + 1);
+    const int64_t begin = balanced_list(call.ptr, call.rows, parts, part);
+    const int64_t end = balanced_list(call.ptr, call.rows, parts, part + 1);
     for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
       add_tile(call, tiling, a + tiling.offset(tile, call.rows), b + tiling.offset(tile, call.cols), tile, begin, end,
                tile == 0, sums);

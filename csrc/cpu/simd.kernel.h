@@ -159,6 +159,16 @@ inline void narrow_partial(T* to, Vec<accumulator_t<T>> value, int count) {
   std::memcpy(to, padded, count * sizeof(T));
 }
 
+// Elements [begin, end) in another type, by way of the accumulation type.
+template <typename From, typename To>
+inline void convert(const From* from, int64_t begin, int64_t end, To* to) {
+  constexpr int kN = kLanes<accumulator_t<From>>;
+  for (int64_t i = begin; i < end; i += kN) {
+    const int count = static_cast<int>(std::min<int64_t>(kN, end - i));
+    narrow_partial(to + i, widen_partial(from + i, count), count);
+  }
+}
+
 // Lanes 2i and 2i + 1 come from lane i of a and of b, counted from the lower (or, with kUpper, upper) half.
 template <bool kUpper, typename A, int... kLane>
 inline __attribute__((always_inline)) Vec<A> interleave(Vec<A> a, Vec<A> b, std::integer_sequence<int, kLane...>) {

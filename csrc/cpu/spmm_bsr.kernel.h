@@ -32,8 +32,7 @@ void start_sums(const SpmmBsr& call, int64_t output, int64_t count, int vectors,
   using A = accumulator_t<T>;
   for (int64_t i = 0; i < count; ++i) {
     Vec<A> bias{};
-    if (call.bias != nullptr)
-      bias = broadcast<Vec<A>>(widen_partial(static_cast<const T*>(call.bias) + output + i, 1)[0]);
+    if (call.bias != nullptr) bias = broadcast<Vec<A>>(widen_one(static_cast<const T*>(call.bias) + output + i));
     for (int v = 0; v < vectors; ++v, sums += kLanes<A>) store(sums, bias);
   }
 }
@@ -120,11 +119,7 @@ const accumulator_t<T>* wide_values(const void* values, int64_t nnz, const TaskR
     const double work = nnz;
     const int64_t parts = task_count(work, 64);
     run_if_worth(run, work, parts, [&](int64_t part) {
-      const int64_t end = part_begin(nnz, parts, part + 1);
-      for (int64_t k = part_begin(nnz, parts, part); k < end; k += kLanes<A>) {
-        const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, end - k));
-        narrow_partial(wide + k, widen_partial(from + k, count), count);
-      }
+      convert(from, part_begin(nnz, parts, part), part_begin(nnz, parts, part + 1), wide);
     });
     return wide;
   }

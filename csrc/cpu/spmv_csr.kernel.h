@@ -73,10 +73,7 @@ void spmv_csr(const SpmmCsr& call, const accumulator_t<T>* values, const TaskRun
     x = static_cast<const A*>(call.x);
   } else {
     A* wide = scratch<A>(Slot::kPackedInput, call.inputs);
-    for (int64_t i = 0; i < call.inputs; i += kLanes<A>) {
-      const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, call.inputs - i));
-      narrow_partial(wide + i, widen_partial(static_cast<const T*>(call.x) + i, count), count);
-    }
+    convert(static_cast<const T*>(call.x), 0, call.inputs, wide);
     x = wide;
   }
   const int64_t groups = (call.outputs + kLanes<A> - 1) / kLanes<A>;

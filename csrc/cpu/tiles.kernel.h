@@ -94,6 +94,12 @@ struct Tiling {
 // waits for another.
 inline bool whole_tiles(int64_t tiles, int64_t threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
 
+// Lists cut into parts of nearly equal numbers of entries: the first list of `part`.
+inline int64_t balanced_list(const int32_t* ptr, int64_t lists, int64_t parts, int64_t part) {
+  if (part == parts) return lists;
+  return std::lower_bound(ptr, ptr + lists, part_begin(ptr[lists], parts, part)) - ptr;
+}
+
 // Calls body with the number of lines as a constant: one instance per width that a tile of S can have.
 template <typename S, typename Body>
 inline void with_lines(int lines, const Body& body) {
