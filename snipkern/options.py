@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snipkern.engine import ENGINES
+from snipkern.scoring import MEMORY
 from snipkern.topology import require_block
 
 
@@ -32,3 +33,21 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Checks a choice between names."""
     if value not in allowed:
         raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
+
+
+def memory_of(memory: str, batches: int, block: tuple[int, int] | None) -> None:
+    """Checks how gradients are to be held, with what it does not go with."""
+    one_of("memory", memory, MEMORY)
+    if memory == "stream" and batches != 1:
+        # The mean gradient of several is complete only when all are summed up: it would have to be kept.
+        raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
+    if memory == "stream" and block is not None:
+        raise ValueError(f"prune: block must be None with memory='stream' (got {block!r})")
+
+
+def sharded_of(sharded: bool, block: tuple[int, int] | None, paper: bool) -> None:
+    """Checks what can't be done with a sharded model."""
+    if sharded and block is not None:
+        raise ValueError(f"prune: block must be None for a sharded model; prune before fully_shard (got {block!r})")
+    if sharded and paper:
+        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")

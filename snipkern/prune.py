@@ -14,12 +14,16 @@ from torch import nn
 
 from snipkern import backends, optim, options, report
 from snipkern import engine as engines
+from snipkern.distributed import Team, team_of
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
-from snipkern.score import LossFn, gradients
-from snipkern.select import kept_count, select
+from snipkern.score import LossFn
+from snipkern.scoring import require_same_masks, require_same_weights, scored
+from snipkern.select import kept_count
 from snipkern.select_block import block_masks, has_room
+from snipkern.shards import is_sharded
+from snipkern.sources import Alone
 from snipkern.workload import Call, workload
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
@@ -74,6 +78,8 @@ class Plan(Pruned):
     model: nn.Module = field(repr=False)
     pool: list[Prunable] = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(repr=False)
+    team: Team = field(repr=False)
+    engine: str = field(repr=False)
     title: ClassVar[str] = "plan, not applied yet"
 
     def apply_(self) -> Pruned:
@@ -83,12 +89,13 @@ class Plan(Pruned):
             ValueError: If the model's parameters are not the ones that were planned for, or the optimiser can't be
                 moved; the model is untouched then.
         """
+        self.team.require_convertible(self.engine)
         if convert.masks(self.model):
             raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
         for entry in self.pool:
             if entry.module._parameters.get(entry.name) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return _convert(self.model, self.pool, self, self.optimizer)
+        return _convert(self.team, self.pool, self, self.optimizer)
 
 
 def plan(
@@ -104,6 +111,8 @@ def plan(
     preset: str | None = None,
     engine: str = "auto",
     block: tuple[int, int] | None = None,
+    memory: str = "plain",
+    process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Plan:
@@ -115,14 +124,27 @@ def plan(
         options.one_of("preset", preset, PRESETS)
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
+    options.memory_of(memory, batches, block)
     paper = preset == "paper"
-    pool = prunable(model, filter_fn, biases=paper)
-    kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
-    found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, redraw=paper, progress=progress)
-    masks = select(found.pairs, kept)
+    team = team_of(model, process_group)
+    options.sharded_of(team.sharded, block, paper)
+    ranks = team.ranks
+    pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
+    total = sum(entry.parameter.numel() for entry in pool)
+    count = ranks.together(lambda: kept_count(total, kept))  # a wrong keep is said before any scoring
+    settings = {"keep": count, "batches": batches, "memory": memory, "block": block, "engine": engine}
+    require_same_weights(team.model, ranks, settings, team.sharded)
+    how = {"loss_fn": loss_fn, "batches": batches, "redraw": paper, "progress": progress}
+    found = scored(team.model, loader, pool, count, ranks, sharded=team.sharded, memory=memory, **how)
+    masks = found.masks
     if block is not None:
+        assert found.pairs is not None
         masks = block_masks(found.pairs, masks, block)
-    return Plan(masks, _layers(model, pool, masks, engine, found.calls, block), model, pool, optimizer)
+    require_same_masks(masks, ranks)
+    layers = ranks.together(lambda: _layers(team.model, pool, masks, engine, found.calls, block))
+    choices = ranks.exchanged([layer.choice for layer in layers])[0]  # batches may differ, engines must not
+    layers = [dataclasses.replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
+    return Plan(masks, layers, team.model, pool, optimizer, team, engine)
 
 
 def prune_(
@@ -138,6 +160,8 @@ def prune_(
     preset: str | None = None,
     engine: str = "auto",
     block: tuple[int, int] | None = None,
+    memory: str = "plain",
+    process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Pruned:
@@ -167,6 +191,10 @@ def prune_(
         block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
             keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
             of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
+        memory: ``"plain"``: all gradients at once, beside the weights. ``"stream"``: one gradient at a time, at the
+            price of two or more forward and backward passes over one batch; the masks are the same.
+        process_group: Ranks that prune together, each with its own batches: gradients are averaged first, masks are the
+            same on all. None: DDP's, or the default process group if it is initialised; False: each for itself.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
         progress: Show a progress bar while scoring.
 
@@ -176,11 +204,14 @@ def prune_(
     Raises:
         ValueError: For bad arguments, an empty loader, a batch or loss that is not understood, a model without
             prunable, trainable or plain weights, or a non-finite weight or gradient (named). The model is untouched.
+        RuntimeError: Where a rank has failed otherwise, or not answered for the process group's time-out; no rank's
+            model has changed.
 
     Cost: one forward and backward per batch with a gradient for each pooled weight, and about one read of both.
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019.
     """
+    team_of(model, process_group).require_convertible(engine)
     return plan(
         model,
         loader,
@@ -193,6 +224,8 @@ def prune_(
         preset=preset,
         engine=engine,
         block=block,
+        memory=memory,
+        process_group=process_group,
         optimizer=optimizer,
         progress=progress,
     ).apply_()
@@ -219,9 +252,12 @@ def sparsify_(
             untouched.
     """
     block = options.block_of(engine, block)
-    pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {}, block)
-    return _convert(model, pool, Pruned(dict(masks), layers), optimizer)
+    wrapped = team_of(model)
+    wrapped.require_convertible(engine)
+    team = dataclasses.replace(wrapped, ranks=Alone())  # what is given is the same for all
+    pool = masked_pool(team.model, masks)
+    layers = _layers(team.model, pool, masks, engine, {}, block)
+    return _convert(team, pool, Pruned(dict(masks), layers), optimizer)
 
 
 def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
@@ -255,6 +291,8 @@ def _layers(
     for entry in pool:
         mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
         obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
+        if is_sharded(entry.parameter):
+            obstacle = "sharded: dense shards, held at zero"
         kept_block = block if block is not None and has_room(shape, block) else None
         work = None
         if obstacle is None:
@@ -267,21 +305,27 @@ def _layers(
     return layers
 
 
-def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
-    """Prepares every conversion and checks everything, then changes the model."""
+def _convert(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
+    """Prepares every conversion and checks everything, on all ranks, then changes the model."""
+    conversions = team.ranks.together(lambda: _prepared(pool, pruned, optimizer))
+    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
+        warnings.warn(
+            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
+        )
+    convert.apply_(team.model, conversions)
+    if optimizer is not None:
+        optim.move_(optimizer, conversions)
+    team.rewrap_()
+    return Pruned(pruned.masks, pruned.layers)
+
+
+def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[convert.Conversion]:
     conversions = [
         _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
     ]
     if optimizer is not None:
         optim.check(optimizer, conversions)
-    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
-        warnings.warn(
-            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
-        )
-    convert.apply_(model, conversions)
-    if optimizer is not None:
-        optim.move_(optimizer, conversions)
-    return Pruned(pruned.masks, pruned.layers)
+    return conversions
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
