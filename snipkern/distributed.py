@@ -33,8 +33,8 @@ from snipkern.sources import Alone, Ranks
 __all__ = ["Team", "copy_kept_", "team_of"]
 
 SHARDED = (
-    "a sharded model can be pruned in place with engine='masked' alone; prune it before fully_shard, or sparsify_ a copy"
-    " on the meta device with plan(...).masks (see snipkern.distributed)"
+    "a sharded model can be pruned in place with engine='masked' alone; prune it before fully_shard, or sparsify_ a"
+    " copy on the meta device with plan(...).masks (see snipkern.distributed)"
 )
 
 

@@ -85,6 +85,10 @@ def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, block: tuple
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None)
     topology = Topology(mask) if block is None else BlockTopology(mask, block)
+    if parameter.is_meta:
+        values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
+        vars(values).update(vars(parameter))
+        return Conversion(module, name, mask, parameter, values, topology)
     index = topology.flat_index(parameter.device)
     values = nn.Parameter(parameter.detach().reshape(-1)[index], parameter.requires_grad)
     vars(values).update(vars(parameter))
