@@ -18,7 +18,7 @@ train a sparse one that never was dense::
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def _require_plain_reducer(wrapper: DistributedDataParallel) -> None:
 
 def _rebuild_reducer_(wrapper: Any) -> None:
     # The old reducer has hooks on parameters that stay: it must be gone before the new one hooks them.
-    wrapper.reducer = wrapper.logger = None
+    wrapper.reducer = wrapper.logger = cast(Any, None)
     parameters, expect_sparse_gradient = wrapper._build_params_for_reducer()
     wrapper._module_parameters = parameters
     names = wrapper._build_debug_param_to_name_mapping(parameters)
@@ -140,6 +140,7 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
     """
     sources = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers())}
     copies: list[tuple[str, Tensor, nn.Module, str]] = []
+    shape: torch.Size
     for path, module in sparse.named_modules():
         dot = f"{path}." if path else ""
         for name, target in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -157,6 +158,5 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
             whole = whole.reshape(-1)[module.topology.flat_index(whole.device)]
         elif name in guards(module):
             whole = whole.masked_fill(~guards(module)[name].mask.to_dense(whole.device), 0)
-        # Cutting and converting first: what is sent to the target's device is this rank's part alone.
         local(target).copy_(local(like(whole.to(local(target).device, target.dtype), target)))
     return sparse

@@ -132,9 +132,15 @@ def plan(
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
     total = sum(entry.parameter.numel() for entry in pool)
     count = ranks.together(lambda: kept_count(total, kept))  # a wrong keep is said before any scoring
-    settings = {"keep": count, "batches": batches, "memory": memory, "block": block, "engine": engine}
+    settings: dict[str, object] = {
+        "keep": count,
+        "batches": batches,
+        "memory": memory,
+        "block": block,
+        "engine": engine,
+    }
     require_same_weights(team.model, ranks, settings, team.sharded)
-    how = {"loss_fn": loss_fn, "batches": batches, "redraw": paper, "progress": progress}
+    how: dict[str, Any] = {"loss_fn": loss_fn, "batches": batches, "redraw": paper, "progress": progress}
     found = scored(team.model, loader, pool, count, ranks, sharded=team.sharded, memory=memory, **how)
     masks = found.masks
     if block is not None:

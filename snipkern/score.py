@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
+from snipkern.backward import accumulated, recomputes
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.randomness import random_states, set_random_states
 from snipkern.shards import is_sharded
@@ -119,7 +120,10 @@ def gradients(
     parameters = [entry.parameter for entry in pool]
 
     def by_autograd(loss_of: Callable[[], Tensor]) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(checked_loss(loss_of(), pool), parameters, allow_unused=True)
+        loss = checked_loss(loss_of(), pool)
+        if recomputes(loss):
+            return accumulated(loss, model, parameters)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
 
     differentiate = differentiate or by_autograd
     result = Gradients({})

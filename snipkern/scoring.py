@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snipkern.backward import accumulated
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import flat_chunks
 from snipkern.pool import Prunable
@@ -68,18 +69,52 @@ def scored(
         ValueError: On all ranks, if it is raised on one.
         RuntimeError: If another rank has failed otherwise, or does not answer.
     """
-    seed = _first_ranks_seed(ranks) if redraw and ranks.size > 1 else None
+    try:
+        return _scored(
+            model,
+            loader,
+            pool,
+            kept,
+            ranks,
+            sharded,
+            memory,
+            batches,
+            loss_fn=loss_fn,
+            redraw=redraw,
+            progress=progress,
+        )
+    except BaseException:
+        for module in model.modules() if sharded else ():
+            # A pass of fully_shard that was broken off has left whole parameters in the shards' places.
+            getattr(module, "reshard", _nothing)()
+        raise
+
+
+def _nothing() -> None:
+    pass
+
+
+def _scored(
+    model: nn.Module,
+    loader: Any,
+    pool: Sequence[Prunable],
+    kept: int,
+    ranks: Ranks,
+    sharded: bool,
+    memory: str,
+    batches: int,
+    **how: Any,
+) -> Scored:
+    seed = _first_ranks_seed(ranks) if how["redraw"] and ranks.size > 1 else None
     cut = Cut(ranks, ranks.exchanged(_global_rank())) if sharded else None
-    common = {"loss_fn": loss_fn, "redraw": redraw, "seed": seed, "progress": progress}
+    how["seed"] = seed
     if memory == "stream":
-        stream = ranks.together(lambda: Stream(model, loader, pool, ranks, cut, **common))
+        stream = ranks.together(lambda: Stream(model, loader, pool, ranks, cut, **how))
         # Without shards every rank sees the same gradients, and comes to the same masks by itself.
         words = top_words(stream, ranks if sharded else Alone(), _total(pool), kept)
         return Scored(_masks(words, stream, pool, ranks if sharded else Alone()), None, stream.calls)
     differentiate = None if cut is None else _whole_backward(model, pool, ranks, cut)
-    found = ranks.together(
-        lambda: gradients(model, loader, pool, batches=batches, differentiate=differentiate, **common)
-    )
+    found = ranks.together(lambda: gradients(model, loader, pool, batches=batches, differentiate=differentiate, **how))
     if cut is not None:
         source = Shards(found.pairs, cut)
         return Scored(_masks(top_words(source, ranks, _total(pool), kept), source, pool, ranks), None, found.calls)
@@ -114,15 +149,9 @@ def _whole_backward(
     """Gradients of a sharded model, which its own hooks put into ``.grad``, reduced."""
 
     def differentiate(loss_of: Callable[[], Tensor]) -> list[Tensor | None]:
-        for parameter in model.parameters():
-            parameter.grad = None
         loss = agreed_loss(loss_of, pool, ranks, cut)
         with ranks.collective():
-            loss.backward()
-        found = [entry.parameter.grad for entry in pool]
-        for parameter in model.parameters():
-            parameter.grad = None
-        return found
+            return accumulated(loss, model, [entry.parameter for entry in pool])
 
     return differentiate
 
@@ -154,7 +183,7 @@ def _digest(tensor: Tensor, sharded: bool) -> str:
         return described
     digest = hashlib.sha256(described.encode())
     for chunk in flat_chunks(tensor.detach()):
-        digest.update(chunk.contiguous().view(torch.uint8).cpu().numpy())
+        digest.update(chunk.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -167,5 +196,5 @@ def require_same_masks(masks: Mapping[str, Mask], ranks: Ranks) -> None:
     digest = hashlib.sha256()
     for name, mask in masks.items():
         digest.update(f"{name} {tuple(mask.shape)}".encode())
-        digest.update(mask.words.numpy())
+        digest.update(mask.words.numpy().data)
     ranks.same(digest.hexdigest(), "all ranks must come to the same masks")

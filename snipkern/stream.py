@@ -10,6 +10,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from snipkern.backward import clear_gradients, recomputes, require_no_hooks
 from snipkern.pool import Prunable
 from snipkern.randomness import random_states, set_random_states
 from snipkern.score import LossFn, checked_loss, default_loss, first_of, noted_calls, preserved, redrawn
@@ -20,8 +21,6 @@ from snipkern.workload import Call
 __all__ = ["Stream"]
 
 T = TypeVar("T")
-# What torch says when reentrant checkpoints meet a backward pass for chosen parameters only.
-REENTRANT = "torch.utils.checkpoint"
 
 
 class Stream:
@@ -62,8 +61,7 @@ class Stream:
         self.names = [entry.fqn for entry in pool]
         self.sizes = [cut.size(p) if cut else p.numel() for p in self.parameters]
         self.calls: dict[str, Call] = {}
-        self.whole = cut is not None  # backward for all parameters, not for the pool's alone
-        _require_no_hooks(model)
+        require_no_hooks(model, "memory='stream'")
         # The random numbers that a redraw takes, and those that the loss takes after the batch was drawn.
         self.drawing = random_states(loader)
         with preserved(model, loader), redrawn(pool, redraw, seed):
@@ -74,15 +72,6 @@ class Stream:
         return self.ranks.together(lambda: self._walk(look))
 
     def _walk(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
-        try:
-            return self._pass(look)
-        except RuntimeError as error:
-            if self.whole or REENTRANT not in str(error) or "inputs" not in str(error):
-                raise
-        self.whole = True
-        return self._pass(look)
-
-    def _pass(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
         looks = Looks(look)
         seen: set[int] = set()
 
@@ -117,11 +106,12 @@ class Stream:
         return looks.results()
 
     def _backward(self) -> None:
-        for parameter in self.model.parameters():
-            parameter.grad = None
+        clear_gradients(self.model)
         self.model.eval()
         loss = agreed_loss(lambda: self.loss_fn(self.model, self.batch), self.pool, self.ranks, self.cut)
-        torch.autograd.backward(loss, inputs=None if self.whole else self.parameters)
+        # As in torch.autograd.grad, so that the same kernels run.
+        whole = self.cut is not None or recomputes(loss)
+        torch.autograd.backward(loss, inputs=None if whole else self.parameters)
 
     def _in_step(self, i: int) -> None:
         self.ranks.same(i, "gradients must come in one order on all ranks with memory='stream'; use memory='plain'")
@@ -140,7 +130,7 @@ class Stream:
             if progress.tasks:
                 progress.advance(progress.tasks[0].id)
 
-        watched = [p for p in self.model.parameters() if p.requires_grad and (self.whole or id(p) in number)]
+        watched = [p for p in self.model.parameters() if p.requires_grad]
         handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in watched]
         try:
             with Progress(transient=True, disable=not self.progress) as progress:
@@ -161,12 +151,3 @@ def agreed_loss(loss_of: Callable[[], Any], pool: Sequence[Prunable], ranks: Ran
     with ranks.collective():
         loss = loss_of()
     return ranks.together(lambda: checked_loss(loss, pool))
-
-
-def _require_no_hooks(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter._post_accumulate_grad_hooks:
-            raise ValueError(
-                "score: memory='stream' needs parameters without post-accumulate-grad hooks, which it would run; remove"
-                f" them, or use memory='plain' (got one on {name!r})"
-            )
