@@ -5,7 +5,7 @@ A *score* is a float32 product of factors that are each converted to float32 fir
 ====================  ==========  =========================================================
 ``SCORES["snip"]``    ``|w g|``   the default
 ``"magnitude"``       ``|w|``     reads no gradient, which may be None
-``"obd"``             ``(w w) h`` with the diagonal of the Hessian, ``h``, in the gradient's place
+``"obd"``             ``w (w h)`` with ``h``, the diagonal of the Hessian, in the gradient's place; never NaN where both are finite
 ``"signed"``          ``w g``
 ====================  ==========  =========================================================
 
