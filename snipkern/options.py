@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from snipkern.engine import ENGINES
-from snipkern.topology import require_block
+from snipkern.topology_block import require_block
 
 
 def keep_of(keep: float | None, sparsity: float | None) -> float:

@@ -145,9 +145,10 @@ inline __attribute__((always_inline)) void load_transposed(const T* x, int64_t f
 }
 
 // Packs features [begin, end) of one tile of x [batch, features] to [feature][lines]; missing samples become zeros.
+// With `place` feature f becomes number place[f]: its samples are one stretch here, so any order costs the same.
 template <typename T, typename S>
 void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t tile, int64_t begin, int64_t end,
-               S* packed) {
+               S* packed, const int32_t* place = nullptr) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t lines = tiling.lines(tile);
@@ -158,7 +159,10 @@ void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t ti
       A* to = reinterpret_cast<A*>(packed) + (feature * lines + line) * kN;
       Vec<A> rows[kN];
       load_transposed<S>(x + sample * features + feature, features, tiling.batch - sample, wide, rows);
-      if (wide == kN) {
+      if (place != nullptr) {
+        to = reinterpret_cast<A*>(packed) + line * kN;
+        for (int i = 0; i < wide; ++i) store(to + place[feature + i] * lines * kN, rows[i]);
+      } else if (wide == kN) {
         SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) store(to + i * lines * kN, rows[i]);
       } else {
         for (int i = 0; i < wide; ++i) store(to + i * lines * kN, rows[i]);
@@ -169,7 +173,8 @@ void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t ti
 
 // Packs a whole batch.
 template <typename T, typename S>
-void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, const TaskRunner& run) {
+void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, const TaskRunner& run,
+          const int32_t* place = nullptr) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   const int64_t tiles = tiling.tiles();
   if (tiles == 0) return;
@@ -180,7 +185,8 @@ void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, cons
   run_if_worth(run, work, tiles * parts, [&](int64_t task) {
     const int64_t tile = task / parts, part = task % parts;
     pack_tile(x, tiling, features, tile, part_begin(groups, parts, part) * kN,
-              std::min(features, part_begin(groups, parts, part + 1) * kN), packed + tiling.offset(tile, features));
+              std::min(features, part_begin(groups, parts, part + 1) * kN), packed + tiling.offset(tile, features),
+              place);
   });
 }
 
@@ -200,6 +206,23 @@ void unpack_group(const accumulator_t<T>* group, int64_t batch, int64_t outputs,
     } else {
       for (int i = 0; i < kN && sample + i < batch; ++i) narrow_partial(to + i * outputs, rows[i], wide);
     }
+  }
+}
+
+// Writes outputs [begin, end) of the tile that begins at `sample`, where number f is packed at place[f], to y.
+template <typename T, int kVectors>
+void unpack_places(const accumulator_t<T>* packed, const int32_t* place, int64_t batch, int64_t outputs, int64_t sample,
+                   int64_t begin, int64_t end, T* y) {
+  using A = accumulator_t<T>;
+  constexpr int kN = kLanes<A>;
+  alignas(64) A group[kN * kVectors * kN];
+  for (int64_t output = begin; output < end; output += kN) {
+    const int wide = static_cast<int>(std::min<int64_t>(kN, outputs - output));
+    for (int i = 0; i < wide; ++i) {
+      const A* from = packed + place[output + i] * int64_t{kVectors * kN};
+      SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) store(group + (i * kVectors + v) * kN, load(from + v * kN));
+    }
+    unpack_group<T, kVectors>(group, batch, outputs, sample, output, y);
   }
 }
 
