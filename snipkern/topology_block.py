@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.layout import Layout
+from snipkern.layout import Layout, require_block
 from snipkern.masks import Mask
-from snipkern.topology_csr import CHUNK, INT32_LIMIT, Topology, byte_rows, unpacked
+from snipkern.topology_csr import CHUNK, Topology, byte_rows, unpacked
 
 __all__ = ["BlockTopology"]
 
@@ -146,19 +144,10 @@ class BlockTopology(Topology):
         )
 
 
-def require_block(op: str, block: object) -> tuple[int, int]:
-    """Height and width of a block, checked."""
-    sizes = cast("tuple[object, ...]", tuple(block)) if isinstance(block, (tuple, list)) else ()
-    good = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and 0 < size < INT32_LIMIT]
-    if len(sizes) != 2 or len(good) != 2:
-        raise ValueError(f"{op}: block must be two positive ints, height and width (got {block!r})")
-    return good[0], good[1]
-
-
 def any_of(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether any weight of the last dimension is kept; many short ones are quicker one after the other."""
     if kept.shape[2] > 64:
-        return kept.any(2)
+        return np.logical_or.reduce(kept, 2)
     found = kept[:, :, 0].copy()
     for i in range(1, kept.shape[2]):
         found |= kept[:, :, i]

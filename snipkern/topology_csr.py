@@ -7,12 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.layout import Layout
+from snipkern.layout import INT32_LIMIT, Layout
 from snipkern.masks import Mask
 
 __all__ = ["BaseTopology", "Topology"]
 
-INT32_LIMIT = 2**31
 # Rows or columns up to this many are stored in 16 bits.
 NARROW = 2**16
 # Weights of a mask that are looked at one by one at a time, so that building needs no dense copy of it.

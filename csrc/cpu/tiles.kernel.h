@@ -144,6 +144,15 @@ inline __attribute__((always_inline)) void load_transposed(const T* x, int64_t f
   transpose<accumulator_t<T>>(rows);
 }
 
+// Asks for the lines of features [begin, end), to be written soon: nothing but us knows where the next ones are.
+template <typename A>
+inline void prefetch_places(const A* packed, const int32_t* place, int64_t begin, int64_t end, int64_t lines) {
+  for (int64_t feature = begin; feature < end; ++feature) {
+    const A* at = packed + place[feature] * lines * kLanes<A>;
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(at + line * kLanes<A>, 1);
+  }
+}
+
 // Packs features [begin, end) of one tile of x [batch, features] to [feature][lines]; missing samples become zeros.
 // With `place` feature f becomes number place[f]: its samples are one stretch here, so any order costs the same.
 template <typename T, typename S>
@@ -154,6 +163,9 @@ void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t ti
   const int64_t lines = tiling.lines(tile);
   for (int64_t feature = begin; feature < end; feature += kN) {
     const int wide = static_cast<int>(std::min<int64_t>(kN, end - feature));
+    if (place != nullptr) {
+      prefetch_places(reinterpret_cast<const A*>(packed), place, feature + kN, std::min(end, feature + 2 * kN), lines);
+    }
     for (int64_t line = 0; line < lines; ++line) {
       const int64_t sample = tile * tiling.samples() + line * tiling.kLineSamples;
       A* to = reinterpret_cast<A*>(packed) + (feature * lines + line) * kN;
@@ -206,23 +218,6 @@ void unpack_group(const accumulator_t<T>* group, int64_t batch, int64_t outputs,
     } else {
       for (int i = 0; i < kN && sample + i < batch; ++i) narrow_partial(to + i * outputs, rows[i], wide);
     }
-  }
-}
-
-// Writes outputs [begin, end) of the tile that begins at `sample`, where number f is packed at place[f], to y.
-template <typename T, int kVectors>
-void unpack_places(const accumulator_t<T>* packed, const int32_t* place, int64_t batch, int64_t outputs, int64_t sample,
-                   int64_t begin, int64_t end, T* y) {
-  using A = accumulator_t<T>;
-  constexpr int kN = kLanes<A>;
-  alignas(64) A group[kN * kVectors * kN];
-  for (int64_t output = begin; output < end; output += kN) {
-    const int wide = static_cast<int>(std::min<int64_t>(kN, outputs - output));
-    for (int i = 0; i < wide; ++i) {
-      const A* from = packed + place[output + i] * int64_t{kVectors * kN};
-      SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) store(group + (i * kVectors + v) * kN, load(from + v * kN));
-    }
-    unpack_group<T, kVectors>(group, batch, outputs, sample, output, y);
   }
 }
 
