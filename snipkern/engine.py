@@ -45,6 +45,7 @@ GUARD_SHARE = 0.1
 # A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
 LARGEST_SPREAD = 2.5
 ASKED = "as asked"
+NO_BLOCKS = "no blocks kept"
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | N
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
     if engine == "bsr":
-        return Choice("bsr", ASKED) if layer.block else Choice("csr", "smaller than a block")
+        return Choice("bsr", ASKED) if layer.block else Choice("csr", NO_BLOCKS)
     missing = missing_kernels(layer.device)
     if missing:
         reason = f"reference kernels ({missing}): less memory, no gain in time"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "has_room"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,3 +49,8 @@ class Layout:
     def ordered(self) -> bool:
         """Whether rows or columns lie in another order than in the weight."""
         return self.row_order is not None or self.col_order is not None
+
+
+def has_room(shape: torch.Size | tuple[int, ...], block: tuple[int, int]) -> bool:
+    """Whether a weight, seen as ``[shape[0], everything else]``, is at least one block high and wide."""
+    return len(shape) >= 2 and shape[0] >= block[0] and torch.Size(shape[1:]).numel() >= block[1]
