@@ -14,9 +14,10 @@ import torch
 from snipkern import Mask
 from snipkern.ops.schema_saliency import INFINITY_KEY
 from snipkern.select import kept_count, select
+from snipkern.sources import Alone, Pairs
 from snipkern.testing import run_on, tiers
 
-module = sys.modules["snipkern.select"]
+module = sys.modules["snipkern.topk"]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Tuning that sends a few weights down the paths of large models.
 SAMPLED = {"direct": 0, "clusters": (4, 64), "weights_per_cluster": 64}
@@ -122,12 +123,9 @@ def test_any_interval_and_capacity_give_the_same_masks(tier, pairs, data):
     kept = data.draw(st.integers(1, total))
     ends = data.draw(st.lists(st.integers(0, INFINITY_KEY), min_size=2, max_size=2))
     capacity = data.draw(st.integers(0, total))
-    parameters = [module.Parameter(name, w, g) for name, (w, g) in pairs.items()]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tuning(candidates=capacity, weights_per_candidate=10**9):
         patch.setattr(module, "_bracket", lambda *_: tuple(sorted(ends)))
-        words = module._select(parameters, total, kept, capacity)
-    masks = {p.name: Mask(w, p.weight.shape) for p, w in zip(parameters, words, strict=True)}
-    assert masks == by_sorting(pairs, kept)
+        assert select(pairs, kept) == by_sorting(pairs, kept)
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1, 299_999, 1.0])
@@ -233,9 +231,10 @@ def test_ties_beyond_the_capacity_end_in_one_mask_pass(tier, monkeypatch):
 
 def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
     pairs = normal((300, 300))
-    parameters = [module.Parameter(name, w, g) for name, (w, g) in pairs.items()]
-    interval = module.Interval(0, INFINITY_KEY, 0, (90_000,))
-    monkeypatch.setattr(module, "TUNING", dataclasses.replace(module.TUNING, bits=11))
+    search = module.Search(Pairs(pairs), Alone(), 90_000, 4500)
+    interval = module.Interval(0, INFINITY_KEY, 0, 90_000, np.array([90_000]))
+    changed = dataclasses.replace(module.TUNING, bits=11, candidates=0, weights_per_candidate=10**9)
+    monkeypatch.setattr(module, "TUNING", changed)
     seen = []
     counted = torch.ops.snipkern.saliency_histogram
 
@@ -246,7 +245,7 @@ def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
             return counted(*args)
 
     monkeypatch.setattr(module, "ops", Ops)
-    found = module._narrow(parameters, interval, 4500, 0)
+    found = module._narrow(search, interval)
     assert found.low == found.high and len(seen) == 3
     keys = torch.sort((pairs["layer0.weight"][0] * pairs["layer0.weight"][1]).abs().view(-1), descending=True).values
     assert found.low == int(keys.view(torch.int32)[4499]) and found.above == 4499

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern.select import Tuning, kept_count, select
+from snipkern.select import kept_count, select
 from snipkern.testing import run_on, tiers
+from snipkern.topk import Tuning
 
-module = sys.modules["snipkern.select"]
+module = sys.modules["snipkern.topk"]
 SAMPLED = dataclasses.replace(Tuning(), direct=0, clusters=(4, 64))
 
 
