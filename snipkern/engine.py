@@ -45,7 +45,7 @@ GUARD_SHARE = 0.1
 # A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
 LARGEST_SPREAD = 2.5
 ASKED = "as asked"
-NO_BLOCKS = "no blocks kept"
+NO_BLOCKS = "too small for blocks"
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def plan(
     paper = preset == "paper"
     pool = prunable(model, filter_fn, biases=paper)
     kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
-    graph, watched = watching(model, pool, loss_fn) if shares.follows else (Graph(), loss_fn)
+    graph, watched = watching(model, pool, loss_fn) if not shares.plain else (Graph(), loss_fn)
     found = gradients(model, loader, pool, loss_fn=watched, batches=batches, redraw=paper, progress=progress)
     seed = int(torch.randint(2**62, ())) if criterion == "random" else None
     chosen = allocate(found.pairs, pool, kept, shares, graph, seed)

@@ -57,8 +57,8 @@ def allocate(
     Raises:
         ValueError: As ``select`` does, and for a scope or floor that leaves other layers nothing.
 
-    Cost: plain: as ``select``. With blocks, one read of weights and gradients more, two with order; with balanced single
-    weights four more. Memory for one layer's block sums.
+    Cost: plain: as ``select``. With blocks, one read of weights and gradients more, two with order; with balanced
+    single weights four more. Memory for one layer's block sums.
     """
     if options.plain and seed is None:
         return Allocated(select(pairs, keep), {}, {})

@@ -7,18 +7,20 @@ half-way Sinkhorn scaling, which needs only one number for each row and column, 
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["GREEDY_LIMIT", "best", "greedy", "half_sinkhorn"]
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Sizes = NDArray[np.int64]
 SWEEPS = 3
 TINY = 1e-30
-# Blocks up to which the greedy choice takes less than about a quarter of a second.
-GREEDY_LIMIT = 1 << 17
+# In place of the value of what can't be kept (any more).
+OUT = -1.0
+# Kept blocks up to which the greedy choice takes about half a second.
+GREEDY_LIMIT = 1 << 13
 
 
 def half_sinkhorn(scores: Floats, sweeps: int = SWEEPS) -> Floats:
@@ -34,7 +36,7 @@ def half_sinkhorn(scores: Floats, sweeps: int = SWEEPS) -> Floats:
     return scores * np.sqrt(row) * np.sqrt(col)
 
 
-def best(scores: Floats, sizes: NDArray[np.int64], allowed: NDArray[np.bool_], budget: int) -> NDArray[np.bool_]:
+def best(scores: Floats, sizes: Sizes, allowed: Flags, budget: int) -> Flags:
     """The blocks with the largest scores, ties by row-major index, until the next one does not fit.
 
     Args:
@@ -56,39 +58,48 @@ def best(scores: Floats, sizes: NDArray[np.int64], allowed: NDArray[np.bool_], b
     return kept.reshape(scores.shape)
 
 
-def greedy(scores: Floats, sizes: NDArray[np.int64], allowed: NDArray[np.bool_], budget: int) -> NDArray[np.bool_]:
-    """One block after the other: the largest ``score / ((1 + kept in its row) (1 + kept in its column))`` that fits.
+def greedy(scores: Floats, sizes: Sizes, allowed: Flags, budget: int) -> Flags:
+    """One block after the other: the largest ``score / (1 + kept in its column) / (1 + kept in its row)`` that fits.
 
-    Exact, ties by row-major index: values only fall, so a heap whose head is renewed when it is out of date will do.
-    One block is kept at least where any is allowed. Arguments as for :func:`best`.
+    Exact, ties by row-major index. Values only fall, so that each row's best one, once found, is a bound until it comes
+    up: only then the row is gone through again. One block is kept at least where any is allowed. Arguments as for
+    :func:`best`.
+
+    Cost: some ten microseconds for each kept block, and one copy of the scores.
     """
-    rows, cols = scores.shape
-    flat, price = scores.reshape(-1).tolist(), sizes.reshape(-1).tolist()
-    heap = [(-flat[j], j) for j in np.flatnonzero(allowed.reshape(-1)).tolist()]
-    heapq.heapify(heap)
-    in_row, in_col = [1] * rows, [1] * cols
-    kept = np.zeros(rows * cols, dtype=np.bool_)
-    cheapest, left, first = min(price, default=0), budget, True
-    while heap and (left >= cheapest or first):
-        value, j = heap[0]
-        if price[j] > left and not first:
-            heapq.heappop(heap)
-            continue
-        i, k = divmod(j, cols)
-        now = -flat[j] / (in_row[i] * in_col[k])
-        if now > value:
-            heapq.heapreplace(heap, (now, j))
-            continue
-        heapq.heappop(heap)
-        kept[j], first = True, False
-        left -= price[j]
-        in_row[i] += 1
-        in_col[k] += 1
-    return kept.reshape(rows, cols)
+    by_col = np.where(allowed, scores, OUT)
+    rows, cols = by_col.shape
+    in_row, in_col = np.ones(rows), np.ones(cols)
+    kept = np.zeros((rows, cols), dtype=np.bool_)
+    if not by_col.size:
+        return kept
+    places = by_col.argmax(1)
+    bounds = by_col[np.arange(rows), places]
+    values = bounds.copy()
+    left = budget
+    while True:
+        i = int(values.argmax())
+        k = int(places[i])
+        if values[i] < 0:
+            return kept
+        if by_col[i, k] == bounds[i]:
+            if sizes[i, k] > left and kept.any():
+                by_col[sizes > left] = OUT
+            else:
+                kept[i, k] = True
+                left -= int(sizes[i, k])
+                in_row[i] += 1
+                in_col[k] += 1
+                column = np.where(by_col[:, k] >= 0, scores[:, k] / in_col[k], OUT)
+                column[i] = OUT
+                by_col[:, k] = column
+        places[i] = by_col[i].argmax()
+        bounds[i] = by_col[i, places[i]]
+        values[i] = bounds[i] / in_row[i]
 
 
-def balanced(scores: Floats, sizes: NDArray[np.int64], allowed: NDArray[np.bool_], budget: int) -> NDArray[np.bool_]:
-    """Greedy for grids of up to ``GREEDY_LIMIT`` blocks, else the best by half-way Sinkhorn."""
-    if scores.size <= GREEDY_LIMIT:
+def balanced(scores: Floats, sizes: Sizes, allowed: Flags, budget: int) -> Flags:
+    """Greedy for up to ``GREEDY_LIMIT`` blocks to be kept, else the best by half-way Sinkhorn."""
+    if budget <= GREEDY_LIMIT * int(sizes.max(initial=1)):
         return greedy(scores, sizes, allowed, budget)
     return best(half_sinkhorn(scores), sizes, allowed, budget)

@@ -48,8 +48,8 @@ def budgets(
         others = sum(least.values())
         if others + len(least) - 1 > kept:
             raise ValueError(
-                f"prune: scope='uniform' keeps the first layer dense; keep must leave weights for the others (got {kept}"
-                f" to keep, {least[first]} of them in {first!r})"
+                "prune: scope='uniform' keeps the first layer dense; keep must leave weights for the others"
+                f" (got {kept} to keep, {least[first]} of them in {first!r})"
             )
         sizes[first] = 0.0
     return _apportion(sizes, least, shapes, kept), {}

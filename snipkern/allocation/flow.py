@@ -1,7 +1,7 @@
 """Flow: which inputs a layer's kept weights can still hear, and which of its outputs anybody listens to.
 
-An output is alive where it keeps a weight at an input that is alive: a bias or a BatchNorm alone makes a constant, which
-the next layer's bias can say as well. Inputs of the model are alive.
+An output is alive where it keeps a weight at an input that is alive: a bias or a BatchNorm alone makes a constant,
+which the next layer's bias can say as well. Inputs of the model are alive.
 """
 
 from __future__ import annotations

@@ -46,11 +46,6 @@ class Allocation:
         within = self.block is not None or self.balance or self.cascade
         return self.scope == "global" and not within and not self.min_keep
 
-    @property
-    def follows(self) -> bool:
-        """Whether it matters which layer feeds which."""
-        return self.block is not None or self.balance or self.cascade or self.scope == "uniform"
-
     def ordered(self) -> bool:
         """Whether a linear layer that keeps blocks gets its rows and columns reordered."""
         if self.block is None or self.order is False:
