@@ -14,12 +14,16 @@ from snipkern.allocation.flow import Cascade, Flow, flows
 from snipkern.allocation.graph import Graph
 from snipkern.allocation.layer import block_mask, element_mask, has_blocks
 from snipkern.allocation.options import Allocation
+from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.pool import Prunable
 from snipkern.select import kept_count, select
 
 __all__ = ["Allocated", "allocate"]
+
+# How often layers are gone through again at most, with what is known then of later layers.
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ def allocate(
         return _Allocator(pairs, pool, keep, options, graph, seed).run()
 
 
+def live_share(found: Allocated) -> float:
+    """Share of the kept weights that is on live paths."""
+    kept = sum(found.masks[name].count() for name in found.flows)
+    return sum(flow.effective for flow in found.flows.values()) / max(kept, 1)
+
+
 class _Allocator:
     def __init__(
         self,
@@ -96,6 +106,19 @@ class _Allocator:
         return any(0 < self.counts[name] < shapes[name][0] * width for name in self.blocked)
 
     def run(self) -> Allocated:
+        """Layer by layer, forwards, and again for as long as that brings more of the kept weights to life.
+
+        After the first time it is known which outputs no later layer reads: they score nothing the next time.
+        """
+        found = self._forwards({})
+        for _ in range(ROUNDS if self.options.cascade else 0):
+            again = self._forwards(found.flows)
+            if live_share(again) <= live_share(found):
+                break
+            found = again
+        return found
+
+    def _forwards(self, before: Mapping[str, Flow]) -> Allocated:
         cascade = Cascade(self.graph)
         masks: dict[str, Mask] = {}
         layouts: dict[str, Layout] = {}
@@ -103,28 +126,31 @@ class _Allocator:
         for name in self.order:
             weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
             columns = cascade.columns(name, weight.shape) if weight.dim() > 1 else None
-            hears = columns if self.options.cascade and columns is not None and not columns.all() else None
+            live = Live()
+            if self.options.cascade and weight.dim() > 1:
+                read = before[name].read if name in before else None
+                live = Live(*(None if flags is None or flags.all() else flags for flags in (read, columns)))
             budget = self.counts[name]
             if weight.dim() > 1 and budget:
                 budget = min(max(budget + unspent, 1), weight.numel())
                 unspent += self.counts[name]
             if name in self.blocked and budget:
                 ordered = self.options.ordered() and name in self.linear
-                masks[name], layouts[name] = block_mask(weight, gradient, hears, budget, self.options, ordered)
-            elif self._is_selected(name, budget, hears):
+                masks[name], layouts[name] = block_mask(weight, gradient, live, budget, self.options, ordered)
+            elif self._is_selected(name, budget, live):
                 masks[name] = self.selected[name]
             else:
-                masks[name] = element_mask(weight, gradient, hears, budget, self.options.balance)
+                masks[name] = element_mask(weight, gradient, live, budget, self.options.balance)
             if weight.dim() > 1 and budget:
                 unspent -= masks[name].count()
             cascade.keep(name, masks[name], columns)
         masks = {name: masks[name] for name in self.pairs}
         return Allocated(masks, layouts, flows(self.graph, masks, self.order))
 
-    def _is_selected(self, name: str, budget: int, hears: object) -> bool:
+    def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""
         found = self.selected.get(name)
-        plain = not self.options.balance and hears is None and self.seed is None
+        plain = not self.options.balance and live.rows is None and live.cols is None and self.seed is None
         return plain and found is not None and found.count() == budget
 
     def _random(self, name: str) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,11 @@ def use_(channels: Channels, used: Flags | None, outputs: dict[str, Flags]) -> N
         flags = outputs.setdefault(channels.layer, np.zeros(channels.size, dtype=np.bool_))
         flags |= True if used is None else used
     elif isinstance(channels, Repetition):
-        use_(channels.part, None if used is None else used.reshape(-1, channels.times).any(1), outputs)
+        use_(
+            channels.part,
+            None if used is None else np.logical_or.reduce(used.reshape(-1, channels.times), axis=1),
+            outputs,
+        )
     elif isinstance(channels, Union):
         for part in channels.parts:
             use_(part, used, outputs)

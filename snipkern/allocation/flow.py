@@ -7,7 +7,7 @@ which the next layer's bias can say as well. Inputs of the model are alive.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,12 +31,14 @@ class Flow:
         dead_outputs: Outputs without a kept weight at a living input, or that nobody reads.
         effective: Kept weights between inputs and outputs that are not dead.
         traced: Whether it is known what feeds the layer; else all its inputs count as alive.
+        read: Which outputs anybody reads, ``[shape[0]]``.
     """
 
     dead_inputs: int
     dead_outputs: int
     effective: int
     traced: bool
+    read: Flags = field(repr=False, compare=False)
 
 
 class Cascade:
@@ -65,7 +67,7 @@ class Cascade:
         for part in parts:
             if part is None or part.size != groups * shape[1]:
                 return None
-            found.append(part.reshape(groups, shape[1]).any(0))
+            found.append(np.logical_or.reduce(part.reshape(groups, shape[1]), axis=0))
         return np.logical_or.reduce(found).repeat(window) if found else None
 
     def keep(self, name: str, mask: Mask, columns: Flags | None) -> None:
@@ -73,7 +75,7 @@ class Cascade:
         if len(mask.shape) < 2 or name not in self.graph.inputs:
             return
         kept = mask.to_dense().view(mask.shape[0], -1).numpy()
-        self.outputs[name] = kept.any(1) if columns is None else (kept & columns).any(1)
+        self.outputs[name] = np.logical_or.reduce(kept if columns is None else kept & columns, axis=1)
 
 
 def flows(graph: Graph, masks: Mapping[str, Mask], order: Sequence[str]) -> dict[str, Flow]:
@@ -117,6 +119,6 @@ def flows(graph: Graph, masks: Mapping[str, Mask], order: Sequence[str]) -> dict
                 use_(channels, None, used)
         rows = live.any(1)
         found[name] = Flow(
-            int(heard.size - heard.sum()), int(rows.size - rows.sum()), int(live.sum()), hears is not None
+            int(heard.size - heard.sum()), int(rows.size - rows.sum()), int(live.sum()), hears is not None, needed
         )
     return {name: found[name] for name in masks if name in found}

@@ -69,6 +69,7 @@ UNITING = frozenset(
 RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())
 REDUCING = frozenset("mean sum amax amin".split())
 LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+CALL = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # Tables: what comes out has its own dimension of features, whatever went in.
 LOOKUPS = frozenset({"embedding", "embedding_bag"})
 
@@ -121,8 +122,7 @@ class Watch(TorchFunctionMode):
         """Of what a function returned; None: from outside."""
         known = [origin.channels for _, origin, _ in given if origin is not None]
         if name in LAYERS:
-            call = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
-            call.update(kwargs)
+            call: dict[str, Any] = {**dict(zip(CALL, args, strict=False)), **kwargs}
             if id(call["weight"]) in self._names:
                 return self._layer(self._names[id(call["weight"])], name, call)
         if not known:

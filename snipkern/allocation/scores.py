@@ -1,13 +1,11 @@
-"""Sums over the scores of one layer, read in chunks of rows: never a copy of all scores.
+"""What is asked of the scores of one layer: sums by blocks, scales of rows and columns, the largest. Never a copy.
 
-A score is the float32 product of :func:`snipkern.select.select`, seen as ``[rows, columns]``, everything but the first
-dimension being columns. Sums are float64 in one order, element-wise or by numpy's pairwise sums, so that they are the
-same on every backend and for every thread count.
+A score is ``|w * g|`` as in :func:`snipkern.select.select`, of a weight seen as ``[rows, cols]``, everything but the
+first dimension being columns. All results are the same on every backend and for every thread count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,19 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.allocation.balance import SWEEPS, TINY
+from snipkern.allocation.balance import SWEEPS
 from snipkern.masks import Mask
-from snipkern.select import select
+from snipkern.ops.schema_saliency import INFINITY_KEY, SNIP
 
-__all__ = ["Grid", "block_sums", "largest", "scales", "sketches"]
+__all__ = ["Grid", "Live", "Scales", "block_sums", "features", "half_scales", "largest", "largest_outside"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
-# Elements that are scored at a time.
-CHUNK = 1 << 20
-# Features that rows and columns are compared by when they are ordered: longer ones are folded, with random signs.
-SKETCH = 1024
+# Candidates that are always listed, the share of a layer that is in large ones, and the bits of a key that one
+# histogram resolves.
+CANDIDATES, WEIGHTS_PER_CANDIDATE, BITS = 1 << 17, 64, 11
+# Layers up to this size have rows and columns compared by all their scores, up to so many; larger ones by sums of
+# so many random groups of them.
+SMALL, SMALL_FEATURES, FEATURES = 1 << 20, 1024, 128
+
+ops = torch.ops.snipkern
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,130 +72,110 @@ class Grid:
         return kept
 
 
-def chunks(weight: Tensor, gradient: Tensor, row_order: Ints | None = None, multiple: int = 1) -> Iterator[Tensor]:
-    """The scores of a few rows at a time, float64 ``[some rows, columns]``, on their device."""
-    rows, cols = weight.shape[0], weight.shape[1:].numel()
-    step = max(1, CHUNK // max(multiple * cols, 1)) * multiple
-    for first in range(0, rows, step):
-        if row_order is None:
-            parts = (t.detach()[first : first + step] for t in (weight, gradient))
-        else:
-            at = torch.from_numpy(row_order[first : first + step]).to(weight.device)
-            parts = (t.detach().index_select(0, at) for t in (weight, gradient))
-        w, g = (part.reshape(-1, cols).to(torch.float32) for part in parts)
-        yield (w * g).abs_().to(torch.float64)
+@dataclass(frozen=True, eq=False)
+class Live:
+    """Which rows (outputs) are read by anything, and which columns (inputs) are reached; None: all.
 
-
-def block_sums(weight: Tensor, gradient: Tensor, grid: Grid, alive: NDArray[np.bool_] | None = None) -> Floats:
-    """Sums of the scores of each block, ``[block rows, block columns]``: first down its columns, then along its row.
-
-    Args:
-        alive: Which columns score at all, ``[cols]``; None: all.
+    What is not scores nothing.
     """
-    height, width = grid.block
-    living = None if alive is None else torch.from_numpy(alive).to(weight.device, torch.float64)
-    places = None if grid.col_order is None else torch.from_numpy(grid.col_order).to(weight.device)
-    sums: list[Floats] = []
-    for scores in chunks(weight, gradient, grid.row_order, height):
-        if living is not None:
-            scores *= living
-        if places is not None:
-            scores = scores.index_select(1, places)
-        # Element-wise additions only: a reduction's order can depend on threads and devices.
-        down = scores.new_zeros(-(-scores.shape[0] // height), grid.cols)
-        for i in range(height):
-            part = scores[i::height]
-            down[: part.shape[0]] += part
-        along = scores.new_zeros(down.shape[0], grid.shape[1])
-        for j in range(width):
-            part = down[:, j::width]
-            along[:, : part.shape[1]] += part
-        sums.append(along.cpu().numpy())
-    return np.concatenate(sums)
+
+    rows: Flags | None = None
+    cols: Flags | None = None
+
+    def scales(self, device: torch.device) -> Scales:
+        """1 for what lives, 0 for the rest."""
+        row, col = (
+            None if flags is None else torch.from_numpy(flags).to(device, torch.float32)
+            for flags in (self.rows, self.cols)
+        )
+        return Scales(row, col)
 
 
-def scales(
-    weight: Tensor, gradient: Tensor, alive: NDArray[np.bool_] | None, sweeps: int = SWEEPS
-) -> tuple[Floats, Floats]:
-    """Half-way Sinkhorn scales of rows and columns; those of columns that are not alive are zero.
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Factors of rows and columns, float32, on the weight's device; None: all ones."""
 
-    Cost: one read of weights and gradients for each sweep.
-    """
-    living = np.ones(weight.shape[1:].numel()) if alive is None else alive.astype(np.float64)
-    col = living
-    row = np.ones(weight.shape[0])
+    row: Tensor | None = None
+    col: Tensor | None = None
+
+
+def half_scales(weight: Tensor, gradient: Tensor, live: Live, sweeps: int = SWEEPS) -> Scales:
+    """Half-way Sinkhorn scales, 0 for what does not live. Cost: one read for each sweep."""
+    scales = live.scales(weight.device)
+    row, col = None, scales.col
+    if col is None:
+        col = weight.new_ones(weight.shape[1:].numel(), dtype=torch.float32)
     for _ in range(sweeps):
-        first, down = 0, np.zeros(col.size)
-        for chunk in chunks(weight, gradient):
-            scores = chunk.cpu().numpy()
-            mine = 1 / np.maximum((scores * col).sum(1), TINY)
-            row[first : first + mine.size] = mine
-            down += (scores * mine[:, None]).sum(0)
-            first += mine.size
-        col = living / np.maximum(down, TINY)
-    return np.sqrt(row), np.sqrt(col)
+        row, col = ops.saliency_sweep(weight, gradient, col)
+    row = scales.row if row is None else row.sqrt() if scales.row is None else row.sqrt() * scales.row
+    return Scales(row, col.sqrt())
 
 
-def largest(
-    weight: Tensor,
-    gradient: Tensor,
-    row: Floats,
-    col: Floats,
-    count: int,
-    exclude: Mask | None = None,
-) -> Mask:
-    """The ``count`` elements with the largest scaled scores ``|(w row col) g|``, in float32; ties by row-major index.
-
-    Args:
-        row, col: Scales.
-        exclude: Elements that are not to be chosen.
-    """
-    scale = torch.from_numpy(np.outer(row.astype(np.float32), col.astype(np.float32))).to(weight.device)
-    scaled = weight.detach().to(torch.float32) * scale.view(weight.shape)
-    if exclude is not None:
-        scaled.masked_fill_(exclude.to_dense(weight.device), 0)
-    return select({"weight": (scaled, gradient)}, count)["weight"]
+def block_sums(weight: Tensor, gradient: Tensor, grid: Grid, live: Live) -> Floats:
+    """Sums of the scores of each block, ``[block rows, block columns]``."""
+    orders = (
+        None if order is None else torch.from_numpy(order).to(weight.device)
+        for order in (grid.row_order, grid.col_order)
+    )
+    scales = live.scales(weight.device)
+    sums = ops.saliency_block_sums(weight, gradient, *grid.block, *orders, SNIP, scales.row, scales.col)
+    return sums.cpu().numpy()
 
 
-def sketches(weight: Tensor, gradient: Tensor, alive: NDArray[np.bool_] | None) -> tuple[Floats, Floats]:
-    """What to compare rows by and columns by: their scores, or where those are many, sums of them with random signs.
+def features(weight: Tensor, gradient: Tensor, live: Live) -> tuple[Floats, Floats]:
+    """What to compare rows by, and columns by: their scores, or sums of random groups of them where there are many.
 
     Returns:
-        Features of the rows ``[rows, <= SKETCH]`` and of the columns ``[cols, <= SKETCH]``.
-
-    Source: Charikar, Chen, Farach-Colton: Finding frequent items in data streams, 2002 (the count sketch).
+        float64 ``[rows, features]`` and ``[cols, features]``. Cost: one read each.
     """
     rows, cols = weight.shape[0], weight.shape[1:].numel()
-    living = np.ones(cols) if alive is None else alive.astype(np.float64)
-    row_fold, col_fold = Fold(rows), Fold(cols)
-    of_cols = np.zeros((row_fold.size, cols))
-    of_rows: list[Floats] = []
-    first = 0
-    for chunk in chunks(weight, gradient):
-        scores = chunk.cpu().numpy() * living
-        of_rows.append(col_fold.columns(scores))
-        for i, line in enumerate(scores, first):
-            of_cols[row_fold.place[i]] += row_fold.sign[i] * line
-        first += scores.shape[0]
-    return np.concatenate(of_rows), np.ascontiguousarray(of_cols.T)
+    most = SMALL_FEATURES if rows * cols <= SMALL else FEATURES
+    random = np.random.default_rng(0)
+    of_rows = Grid(rows, cols, (1, -(-cols // most)), None, random.permutation(cols) if cols > most else None)
+    of_cols = Grid(rows, cols, (-(-rows // most), 1), random.permutation(rows) if rows > most else None, None)
+    across, down = (block_sums(weight, gradient, grid, live) for grid in (of_rows, of_cols))
+    return across, np.ascontiguousarray(down.T)
 
 
-class Fold:
-    """Items in ``SKETCH`` places with random signs, each place's items side by side; one place each if they are few."""
+def largest(weight: Tensor, gradient: Tensor, scales: Scales, count: int) -> Mask:
+    """The ``count`` elements with the largest scores of ``w * (row * col)``; ties by row-major index.
 
-    def __init__(self, items: int) -> None:
-        self.size = min(items, SKETCH)
-        self.place = np.arange(items)
-        self.sign = np.ones(items)
-        if items > SKETCH:
-            random = np.random.default_rng(0)
-            self.place = random.permutation(items) % SKETCH
-            self.sign = random.choice([-1.0, 1.0], items)
-        self.sorted = np.argsort(self.place, kind="stable")
-        self.starts = np.searchsorted(self.place[self.sorted], np.arange(self.size))
+    Cost: one read for up to ``CANDIDATES`` elements, usually three above.
+    """
+    weighing = (SNIP, scales.row, scales.col)
+    low, high, above, inside = 0, INFINITY_KEY, 0, weight.numel()
+    capacity = max(CANDIDATES, weight.numel() // WEIGHTS_PER_CANDIDATE)
+    while low < high and inside > capacity:
+        shift = max(0, (high - low).bit_length() - BITS)
+        counts = ops.saliency_histogram(weight, gradient, low, high, shift, *weighing).cpu().numpy()
+        from_top = above + counts[::-1].cumsum()[::-1]
+        chosen = int(np.flatnonzero(from_top >= count)[-1])
+        inside = int(counts[chosen])
+        above = int(from_top[chosen]) - inside
+        low += chosen << shift
+        high = min(high, low + (1 << shift) - 1)
+    if inside > capacity:
+        return Mask(ops.saliency_mask(weight, gradient, low, count - above, *weighing).cpu(), weight.shape)
+    words, keys, index, _ = ops.saliency_partition(weight, gradient, low, high, capacity, *weighing)
+    wanted = count - above
+    if wanted:
+        threshold = int(keys.kthvalue(keys.numel() - wanted + 1).values)
+        ops.saliency_resolve_(words, keys, index, threshold, wanted - int((keys > threshold).sum()))
+    return Mask(words.cpu(), weight.shape)
 
-    def columns(self, scores: Floats) -> Floats:
-        """Columns summed by place."""
-        if self.size == self.place.size:
-            return scores.copy()
-        return np.add.reduceat((scores * self.sign)[:, self.sorted], self.starts, axis=1)
+
+def largest_outside(weight: Tensor, gradient: Tensor, scales: Scales, count: int, taken: Mask) -> Mask:
+    """The ``count`` largest, as by :func:`largest`, of the elements that are not taken yet."""
+    most = min(count + taken.count(), weight.numel())
+    near = largest(weight, gradient, scales, most).to_dense().reshape(-1)  # as many outside as are wanted, or more
+    places = (near & ~taken.to_dense().reshape(-1)).nonzero()[:, 0].to(weight.device)
+    at = torch.unravel_index(places, weight.shape)
+    row, col = places // weight.shape[1:].numel(), places % weight.shape[1:].numel()
+    scale = torch.ones(places.shape, dtype=torch.float32, device=weight.device)
+    for factor, index in ((scales.row, row), (scales.col, col)):
+        scale = scale if factor is None else scale * factor[index]
+    scores = ((weight[at].to(torch.float32) * scale) * gradient[at].to(torch.float32)).abs()
+    best = places[scores.argsort(descending=True, stable=True)[:count]].cpu()
+    chosen = torch.zeros(weight.numel(), dtype=torch.bool)
+    chosen[best] = True
+    return Mask.from_dense(chosen.view(weight.shape))
