@@ -55,7 +55,10 @@ def build(plan: Plan, windows: Windows, parallel: Parallel, saved: Checkpoint | 
     if plan.keep is not None:
         batches = windows.scoring(plan.score_batches, parallel.rank, parallel.world)
         with parallel.averaging(model):
-            sk.prune_(model, batches, keep=plan.keep, batches=plan.score_batches, block=plan.block, engine=plan.engine)
+            decision = sk.plan(
+                model, batches, keep=plan.keep, batches=plan.score_batches, block=plan.block, engine=plan.engine
+            )
+        decision.apply_()
     return model
 
 

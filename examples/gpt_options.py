@@ -107,14 +107,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("out/gpt"),
         metavar="DIR",
-        help="report, picture, checkpoints (default: out/gpt)",
+        help="for all that is written (default: out/gpt)",
     )
     machine.add_argument(
         "--save-every",
         type=count,
         default=0,
         metavar="STEPS",
-        help="write a checkpoint, and at the end (default: never)",
+        help="between checkpoints (default: write none)",
     )
     machine.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one"

@@ -63,14 +63,11 @@ class Parallel:
 
     @contextlib.contextmanager
     def reducing(self, wrapped: nn.Module, reduce: bool) -> Generator[None]:
-        """Averages gradients over the ranks in the backward pass within, or, with ``reduce=False``, leaves it for later."""
+        """Averages gradients over the ranks in the backward passes within, or leaves that for a later one."""
         if isinstance(wrapped, FSDPModule):
             wrapped.set_requires_gradient_sync(reduce)
-        with (
-            contextlib.nullcontext()
-            if reduce or not isinstance(wrapped, DistributedDataParallel)
-            else wrapped.no_sync()
-        ):
+        waiting = isinstance(wrapped, DistributedDataParallel) and not reduce
+        with wrapped.no_sync() if waiting else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import resource
+import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,18 @@ from torch import nn
 
 import snipkern as sk
 
-__all__ = ["comparison", "draw_losses", "peak_bytes", "summary"]
+__all__ = ["comparison", "draw_losses", "peak_bytes", "speeds", "summary"]
 
 MIB = 2**20
 # ru_maxrss is in KiB, but in bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 SMOOTHED_SHARE = 20
+BYTES_OF = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "index": "sparse index",
+}
 
 
 def peak_bytes() -> int:
@@ -46,27 +54,40 @@ def summary(learner: Learner) -> dict[str, Any]:
 
 
 def comparison(results: dict[str, dict[str, Any]], title: str) -> Table:
-    """A row for each learner; the first is what the others are compared with."""
+    """A column for each learner that was trained to the end; the first is what the others are compared with."""
+    trained = {name: result for name, result in results.items() if result["validation_loss"] is not None}
     table = Table(title=title, title_justify="left")
-    columns = ("", "weights", "validation loss", "ms per step", "tokens/s", "speed", "parameters", "+ gradients",
-               "+ optimizer", "+ index, MiB", "memory")  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    first = next(iter(results.values()))
-    whole = sum(first["bytes"].values())
+    table.add_column(no_wrap=True)
+    for name in trained:
+        table.add_column(name, justify="right")
+    reference, first = next(iter(trained.items()))
+
+    def row(label: str, figure: Callable[[dict[str, Any]], str]) -> None:
+        table.add_row(label, *map(figure, trained.values()))
+
+    row("weights", lambda r: f"{r['weights']:,}")
+    row("loss on held-out text", lambda r: f"{r['validation_loss']:.4f}")
+    row("ms per step (median)", lambda r: f"{r['ms_per_step']:,.1f}")
+    row("tokens/s", lambda r: f"{r['tokens_per_second']:,.0f}")
+    row(f"speed / {reference}", lambda r: f"{r['tokens_per_second'] / first['tokens_per_second']:.2f}x")
+    for part, label in BYTES_OF.items():
+        row(f"MiB of {label}", lambda r, part=part: f"{r['bytes'][part] / MIB:,.1f}")
+    row("MiB in all", lambda r: f"{sum(r['bytes'].values()) / MIB:,.1f}")
+    row(f"memory / {reference}", lambda r: f"{sum(r['bytes'].values()) / sum(first['bytes'].values()):.1%}")
+    return table
+
+
+def speeds(results: dict[str, dict[str, Any]]) -> Table:
+    """A row for each learner, trained or only timed, with its speed over that of every dense one."""
+    table = Table(title="speed in both precisions", title_justify="left")
+    table.add_column(no_wrap=True)
+    dense = {name: result["tokens_per_second"] for name, result in results.items() if name.startswith("dense")}
+    for column in ("ms per step", "tokens/s", *(f"/ {name}" for name in dense)):
+        table.add_column(column, justify="right")
     for name, result in results.items():
-        loss, held = result["validation_loss"], result["bytes"]
-        sums = [sum(list(held.values())[: i + 1]) for i in range(len(held))]
-        table.add_row(
-            name,
-            f"{result['weights']:,}",
-            "only timed" if loss is None else f"{loss:.4f}",
-            f"{result['ms_per_step']:.1f}",
-            f"{result['tokens_per_second']:,.0f}",
-            f"{result['tokens_per_second'] / first['tokens_per_second']:.2f}x",
-            *(f"{size / MIB:,.1f}" for size in sums),
-            f"{sums[-1] / whole:.1%}",
-        )
+        speed = result["tokens_per_second"]
+        ratios = (f"{speed / other:.2f}x" for other in dense.values())
+        table.add_row(name, f"{result['ms_per_step']:,.1f}", f"{speed:,.0f}", *ratios)
     return table
 
 
@@ -84,9 +105,7 @@ def draw_losses(results: dict[str, dict[str, Any]], path: Path) -> bool:
             continue
         color = f"C{number}"
         span = max(1, len(losses) // SMOOTHED_SHARE)
-        means = [
-            sum(losses[max(0, i - span) : i + 1]) / len(losses[max(0, i - span) : i + 1]) for i in range(len(losses))
-        ]
+        means = [statistics.fmean(losses[max(0, i - span) : i + 1]) for i in range(len(losses))]
         axes.plot(range(1, len(losses) + 1), means, color=color, alpha=0.5, label=f"{name}, training")
         axes.plot(*zip(*result["validation"], strict=True), "o-", color=color, label=f"{name}, held out")
     axes.set_xlabel("step")

@@ -110,7 +110,7 @@ class Windows:
         self.text, self.batch, self.context, self.seed = text, batch, context, seed
 
     def training(self, step: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
-        """Part ``part`` of ``parts`` of the batch of a training step: bytes int64 ``[n, context]``, next ``[n * context]``."""
+        """A step's batch, or a part of it: int64 bytes ``[windows, context]``, and the next ones, flattened."""
         return self._drawn(TRAINING, step, part, parts)
 
     def scoring(self, count: int, part: int = 0, parts: int = 1) -> list[tuple[Tensor, Tensor]]:

@@ -73,7 +73,8 @@ class Run:
             kept, total = sum(mask.count() for mask in masks), sum(mask.numel for mask in masks)
             self.console.print(
                 f"{plan.name}: kept {kept:,} of {total:,} weights, in {time.perf_counter() - began:.1f} s"
-                f" with drawing them; engines {engines(model)}"
+                f" with drawing them; engines {engines(model)}",
+                soft_wrap=True,
             )
         return learner
 
@@ -176,12 +177,10 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
     size = SIZES[args.model]
     console.print(
         f"GPT {args.model}: {size.parameters(args.context):,} parameters, {size.weights():,} of them prunable;"
-        f" {args.steps} steps of {args.batch} x {args.context} tokens; {parallel}, {torch.get_num_threads()} threads each",
+        f" {args.steps} steps of {args.batch} x {args.context} tokens; {parallel}, threads {torch.get_num_threads()}",
         soft_wrap=True,
     )
-    console.print(
-        f"{text.name}: {len(text.train):,} bytes to train on, {len(text.held_out):,} held out", soft_wrap=True
-    )
+    console.print(f"{text.name}: {len(text.train):,} bytes, {len(text.held_out):,} more held out", soft_wrap=True)
     saved = resumed(run)
     learners = [run.learner(plan, saved) for plan in plans(args)]
     began = time.perf_counter()
@@ -192,9 +191,9 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
         return
     title = f"GPT {args.model}, {args.steps} steps, {args.keep:.1%} kept"
     console.print(gpt_report.comparison(results, title))
-    console.print(
-        f"trained for {time.perf_counter() - began:.0f} s; peak memory of the process {peak / 2**20:,.0f} MiB"
-    )
+    if timed:
+        console.print(gpt_report.speeds(results))
+    console.print(f"{time.perf_counter() - began:.0f} s; peak memory of the process {peak / 2**20:,.0f} MiB")
     write(args.out, results, console, settings=run.settings, text=text.name, peak_bytes=peak, world=parallel.world)
 
 
