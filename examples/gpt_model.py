@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +14,6 @@ __all__ = ["GPT", "SIZES", "Size", "fill_", "initial", "initialise_", "on_meta"]
 
 VOCABULARY = 256
 EMBEDDING_STD = 0.02
-# Each parameter has a random stream of its own, so that its values depend on nothing but the seed and its place.
-STREAM = 2**32
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,10 @@ def initial(name: str, shape: torch.Size, layers: int, seed: int, index: int) ->
     """
     if len(shape) == 1:
         return torch.full(shape, float(name.endswith("weight")))
-    generator = torch.Generator().manual_seed(seed * STREAM + index)
+    # A random stream of its own, so that nothing but the seed and its place decides on it. torch's generator takes 32
+    # bits of a seed.
+    stream = np.random.SeedSequence((seed, index)).generate_state(1)
+    generator = torch.Generator().manual_seed(int(stream[0]))
     std = shape[1] ** -0.5
     if name.startswith(("token", "position")):
         std = EMBEDDING_STD
