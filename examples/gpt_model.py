@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 __all__ = ["GPT", "SIZES", "Size", "fill_", "initial", "initialise_", "on_meta"]
 
 VOCABULARY = 256
-EMBEDDING_STD = 0.02
+# Large beside what a block adds at first, so that the residual stream begins with the bytes themselves; positions are a
+# small mark on them.
+TOKEN_STD, POSITION_STD = 1.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(layers=2, width=64, heads=2, context=32, batch=8),
-    "small": Size(layers=6, width=512, heads=8, context=128, batch=8),
+    "small": Size(layers=6, width=512, heads=8, context=128, batch=4),
     "medium": Size(layers=12, width=768, heads=12, context=256, batch=8),
     "large": Size(layers=24, width=1024, heads=16, context=512, batch=8),
     "1b": Size(layers=24, width=2048, heads=16, context=1024, batch=8),
@@ -96,7 +98,7 @@ def initial(name: str, shape: torch.Size, layers: int, seed: int, index: int) ->
     """Initial values of the ``index``-th parameter, float32.
 
     Matrices have variance 1 / fan in (the scale that makes SNIP's scores of different layers comparable), those that
-    add to the residual stream 1 / (2 * layers) of it, embeddings a deviation of 0.02.
+    add to the residual stream 1 / (2 * layers) of it; embeddings of bytes a deviation of 1, of positions 0.1.
     """
     if len(shape) == 1:
         return torch.full(shape, float(name.endswith("weight")))
@@ -105,8 +107,10 @@ def initial(name: str, shape: torch.Size, layers: int, seed: int, index: int) ->
     stream = np.random.SeedSequence((seed, index)).generate_state(1)
     generator = torch.Generator().manual_seed(int(stream[0]))
     std = shape[1] ** -0.5
-    if name.startswith(("token", "position")):
-        std = EMBEDDING_STD
+    if name.startswith("token"):
+        std = TOKEN_STD
+    elif name.startswith("position"):
+        std = POSITION_STD
     elif name.endswith(("out.weight", "down.weight")):
         std *= (2 * layers) ** -0.5
     return torch.randn(shape, generator=generator).mul_(std)
