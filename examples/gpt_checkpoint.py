@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Checkpoint", "CheckpointError", "newest", "restore_", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "finished", "newest", "restore_", "save"]
 
 FORMAT = 1
 KEPT = 2
@@ -85,15 +85,19 @@ class Checkpoint:
         return {key.removeprefix(prefix): self.tensor(key) for key in self.keys[0] if key.startswith(prefix)}
 
 
+def finished(folder: Path) -> list[Path]:
+    """The folders of all checkpoints that were written to their end, the oldest first."""
+    return sorted(folder.glob(f"{STEP}*[0-9]"))
+
+
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be read, and what is wrong with newer ones; None where there is none at all.
 
     Raises:
         CheckpointError: If there are checkpoints, and none can be read.
     """
-    found = sorted(folder.glob(f"{STEP}*[0-9]"), reverse=True)
     damaged: list[str] = []
-    for path in found:
+    for path in reversed(finished(folder)):
         try:
             return Checkpoint(path), damaged
         except CheckpointError as error:
@@ -141,7 +145,7 @@ def save(folder: Path, step: int, settings: Mapping[str, Any], learners: list[Le
         shutil.rmtree(path, ignore_errors=True)  # a damaged one that the run did not go on from
         partial.rename(path)
         _flush(folder)
-        for old in sorted(folder.glob(f"{STEP}*[0-9]"))[:-KEPT]:
+        for old in finished(folder)[:-KEPT]:
             shutil.rmtree(old)
     parallel.barrier()
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,9 +125,8 @@ def initialise_(model: GPT, seed: int) -> None:
 
 
 @torch.no_grad()
-def fill_(model: nn.Module, value: object) -> None:
+def fill_(model: nn.Module, value: Callable[[str], Tensor]) -> None:
     """Writes ``value(name)``, a whole tensor, into each parameter, or the part of it that this rank holds."""
-    assert callable(value)
     for name, parameter in model.named_parameters():
         parameter.copy_(like(value(name), parameter))
 

@@ -69,11 +69,14 @@ def comparison(results: dict[str, dict[str, Any]], title: str) -> Table:
     row("loss on held-out text", lambda r: f"{r['validation_loss']:.4f}")
     row("ms per step (median)", lambda r: f"{r['ms_per_step']:,.1f}")
     row("tokens/s", lambda r: f"{r['tokens_per_second']:,.0f}")
-    row(f"speed / {reference}", lambda r: f"{r['tokens_per_second'] / first['tokens_per_second']:.2f}x")
+    several = len(trained) > 1
+    if several:
+        row(f"speed / {reference}", lambda r: f"{r['tokens_per_second'] / first['tokens_per_second']:.2f}x")
     for part, label in BYTES_OF.items():
         row(f"MiB of {label}", lambda r, part=part: f"{r['bytes'][part] / MIB:,.1f}")
     row("MiB in all", lambda r: f"{sum(r['bytes'].values()) / MIB:,.1f}")
-    row(f"memory / {reference}", lambda r: f"{sum(r['bytes'].values()) / sum(first['bytes'].values()):.1%}")
+    if several:
+        row(f"memory / {reference}", lambda r: f"{sum(r['bytes'].values()) / sum(first['bytes'].values()):.1%}")
     return table
 
 

@@ -145,7 +145,7 @@ def resumed(run: Run) -> Checkpoint | None:
     """The checkpoint to go on from, if there is one; checked to be of this run."""
     folder = run.args.out / CHECKPOINTS
     if not run.args.resume:
-        if any(folder.glob(f"{gpt_checkpoint.STEP}*")) and run.args.save_every:
+        if gpt_checkpoint.finished(folder) and run.args.save_every:
             raise CheckpointError(f"checkpoint: {folder} holds another run's; --resume it, or choose another --out")
         return None
     saved, damaged = gpt_checkpoint.newest(folder)
