@@ -14,6 +14,7 @@ from torch import nn
 
 from snipkern import backends, optim, options, report
 from snipkern import engine as engines
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
@@ -58,7 +59,9 @@ class Pruned:
         layers = [
             layer
             if layer.work is None or engines.missing_kernels(layer.work.device)
-            else dataclasses.replace(layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice))
+            else dataclasses.replace(
+                layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice, layer.layout)
+            )
             for layer in self.layers
         ]
         return dataclasses.replace(self, layers=layers)
@@ -122,7 +125,8 @@ def plan(
     masks = select(found.pairs, kept)
     if block is not None:
         masks = block_masks(found.pairs, masks, block)
-    return Plan(masks, _layers(model, pool, masks, engine, found.calls, block), model, pool, optimizer)
+    layouts = _plain_layouts(masks, block)
+    return Plan(masks, _layers(model, pool, masks, engine, found.calls, layouts), model, pool, optimizer)
 
 
 def prune_(
@@ -204,6 +208,7 @@ def sparsify_(
     *,
     engine: str = "auto",
     block: tuple[int, int] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Pruned:
     """Converts a dense model in place with masks that are given, by parameter name.
@@ -213,14 +218,18 @@ def sparsify_(
         masks: ``{parameter name: Mask}``, each of its parameter's shape; parameters without one stay as they are.
         engine, optimizer: As for :func:`prune_`.
         block: Height and width, for masks that keep whole blocks: to compute with those.
+        layouts: ``{parameter name: Layout}``, instead: a block for each, with orders and single weights.
 
     Raises:
         ValueError: For an unknown name, a mask of another shape, or one that keeps a part of a block; the model is
             untouched.
     """
-    block = options.block_of(engine, block)
+    if layouts is None:
+        layouts = _plain_layouts(masks, options.block_of(engine, block))
+    else:
+        options.layouts_of(engine, block, layouts, masks)
     pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {}, block)
+    layers = _layers(model, pool, masks, engine, {}, layouts)
     return _convert(model, pool, Pruned(dict(masks), layers), optimizer)
 
 
@@ -242,28 +251,33 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     return pool
 
 
+def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
+    """The same block for every weight that has room for one."""
+    return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}
+
+
 def _layers(
     model: nn.Module,
     pool: list[Prunable],
     masks: Mapping[str, Mask],
     engine: str,
     calls: Mapping[str, Call],
-    block: tuple[int, int] | None,
+    layouts: Mapping[str, Layout],
 ) -> list[report.Layer]:
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
         mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
         obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
-        kept_block = block if block is not None and has_room(shape, block) else None
+        layout = layouts.get(entry.fqn)
         work = None
         if obstacle is None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn), kept_block)
+            work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
         with _naming(entry):
-            choice = engines.choose(engine, work, mask, obstacle=obstacle)
-        kind = type(module).__name__
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, kept_block, work))
+            choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
+        kind, block = type(module).__name__, None if layout is None else layout.block
+        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout))
     return layers
 
 
@@ -285,9 +299,9 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    block = layer.block if layer.engine == "bsr" else None
+    layout = layer.layout if layer.engine == "bsr" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
 
 
 @contextlib.contextmanager

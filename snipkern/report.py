@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from snipkern.engine import Choice
+from snipkern.layout import Layout
 from snipkern.workload import Workload
 
 __all__ = ["Layer", "table"]
@@ -29,6 +30,7 @@ class Layer:
         kept, numel: Kept weights and all of them.
         choice: How the layer computes, and why.
         block: Height and width of the blocks that are kept, or None: single weights.
+        layout: The same with orders and single weights, or None.
         work: What it computes in a training step; None where there is no sparse kernel for it.
     """
 
@@ -40,6 +42,7 @@ class Layer:
     choice: Choice
     block: tuple[int, int] | None = None
     work: Workload | None = None
+    layout: Layout | None = None
 
     @property
     def engine(self) -> str:
@@ -67,6 +70,13 @@ class Layer:
         return self.kept / self.numel if self.numel else 1.0
 
 
+def blocks_of(layer: Layer) -> str:
+    """A layer's block in the table; what is kept beside blocks counts as single weights."""
+    text = "x".join(map(str, layer.block or (1, 1)))
+    singles = layer.layout.singles if layer.layout else None
+    return f"{text} + {singles.count() / max(layer.kept, 1):.0%} 1x1" if singles else text
+
+
 def table(layers: Sequence[Layer], title: str) -> str:
     """The rows as plain text, a total, and warnings about layers that are cut through."""
     kept, numel = sum(layer.kept for layer in layers), sum(layer.numel for layer in layers)
@@ -92,7 +102,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.kept:,}",
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
-            *(["x".join(map(str, layer.block or (1, 1)))] if blocks else []),
+            *([blocks_of(layer)] if blocks else []),
             layer.engine,
             layer.reason,
         )
