@@ -140,12 +140,13 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
     """
     sources = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers())}
     copies: list[tuple[str, Tensor, nn.Module, str]] = []
-    shape: torch.Size
     for path, module in sparse.named_modules():
         dot = f"{path}." if path else ""
         for name, target in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             kept = isinstance(module, SparseWeight) and name == "weight_values"
-            source, shape = (f"{dot}weight", module.mask.shape) if kept else (f"{dot}{name}", target.shape)
+            source, shape = f"{dot}weight" if kept else f"{dot}{name}", target.shape
+            if isinstance(module, SparseWeight) and kept:
+                shape = module.mask.shape
             if target.is_meta:
                 raise ValueError(f"copy_kept_: call to_empty first (got {dot}{name} on the meta device)")
             if source not in sources or sources[source].shape != shape:

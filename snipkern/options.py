@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from snipkern.engine import ENGINES
-from snipkern.scoring import MEMORY
-from snipkern.topology import require_block
+from snipkern.layout import Layout, one_layout, require_block
+from snipkern.masks import Mask
+
+MEMORY = ("plain", "stream")
 
 
 def keep_of(keep: float | None, sparsity: float | None) -> float:
@@ -29,25 +33,36 @@ def block_of(engine: str, block: tuple[int, int] | None) -> tuple[int, int] | No
     return None
 
 
+def layouts_of(
+    engine: str, block: tuple[int, int] | None, layouts: Mapping[str, Layout], masks: Mapping[str, Mask]
+) -> None:
+    """A check of layouts that are given for some masks."""
+    one_of("engine", engine, ENGINES)
+    one_layout("sparsify_", block, next(iter(layouts.values()), None))
+    for name in layouts:
+        if name not in masks:
+            raise ValueError(f"sparsify_: layouts must be of parameters that have a mask (got {name!r})")
+
+
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Checks a choice between names."""
     if value not in allowed:
         raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
 
 
-def memory_of(memory: str, batches: int, block: tuple[int, int] | None) -> None:
-    """Checks how gradients are to be held, with what it does not go with."""
+def memory_of(memory: str, batches: int, global_only: str | None) -> None:
+    """Checks how gradients are to be held; ``global_only`` is what else was asked for than the global selection."""
     one_of("memory", memory, MEMORY)
     if memory == "stream" and batches != 1:
         # The mean gradient of several is complete only when all are summed up: it would have to be kept.
         raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
-    if memory == "stream" and block is not None:
-        raise ValueError(f"prune: block must be None with memory='stream' (got {block!r})")
+    if memory == "stream" and global_only:
+        raise ValueError(f"prune: memory='stream' goes with the plain global selection alone (got {global_only})")
 
 
-def sharded_of(sharded: bool, block: tuple[int, int] | None, paper: bool) -> None:
+def sharded_of(paper: bool, global_only: str | None) -> None:
     """Checks what can't be done with a sharded model."""
-    if sharded and block is not None:
-        raise ValueError(f"prune: block must be None for a sharded model; prune before fully_shard (got {block!r})")
-    if sharded and paper:
+    if global_only:
+        raise ValueError(f"prune: a sharded model goes with the plain global selection alone (got {global_only})")
+    if paper:
         raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")

@@ -2,76 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import warnings
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from snipkern import backends, optim, options, report
-from snipkern import engine as engines
+from snipkern import options
+from snipkern.allocation import allocation
+from snipkern.converting import convert_, layers_of, masked_pool
 from snipkern.distributed import Team, team_of
+from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.pruned import Pruned
 from snipkern.score import LossFn
-from snipkern.scoring import require_same_masks, require_same_weights, scored
-from snipkern.select import kept_count
-from snipkern.select_block import block_masks, has_room
-from snipkern.shards import is_sharded
+from snipkern.scoring import Scoring, decided
 from snipkern.sources import Alone
-from snipkern.workload import Call, workload
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
-CRITERIA = ("snip",)
+CRITERIA = ("snip", "random")
 PRESETS = ("paper",)
-Handle = TypeVar("Handle", bound="Pruned")
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What was done to a model: masks by the dense model's parameter names, and the layers of the report."""
-
-    masks: dict[str, Mask]
-    layers: list[report.Layer]
-    title: ClassVar[str] = "pruned"
-
-    @property
-    def kept(self) -> int:
-        """Number of kept weights."""
-        return sum(mask.count() for mask in self.masks.values())
-
-    @property
-    def density(self) -> float:
-        """Kept share of the pooled weights, in [0, 1]."""
-        return self.kept / max(sum(mask.numel for mask in self.masks.values()), 1)
-
-    def report(self) -> str:
-        """The layers as a table in plain text: what is kept of each, how it computes, and why so."""
-        return report.table(self.layers, self.title)
-
-    def measure(self: Handle) -> Handle:
-        """The same, with every layer timed that has sparse kernels, for the report: forward and backward, dense and
-        sparse, on synthetic input as seen while scoring; some 30 ms a layer. The model is not run, engines stay.
-        """
-        layers = [
-            layer
-            if layer.work is None or engines.missing_kernels(layer.work.device)
-            else dataclasses.replace(layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice))
-            for layer in self.layers
-        ]
-        return dataclasses.replace(self, layers=layers)
-
-    def __str__(self) -> str:
-        return self.report()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan(Pruned):
     """A decision not yet applied: print it, look at ``masks`` and ``layers``, then ``apply_()`` it."""
 
@@ -95,7 +52,7 @@ class Plan(Pruned):
         for entry in self.pool:
             if entry.module._parameters.get(entry.name) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return _convert(self.team, self.pool, self, self.optimizer)
+        return convert_(self.team, self.pool, self, self.optimizer)
 
 
 def plan(
@@ -110,7 +67,13 @@ def plan(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    scope: str = "global",
     block: tuple[int, int] | None = None,
+    balance: bool | None = None,
+    order: Literal["auto"] | bool = "auto",
+    mix: float = 0.0,
+    min_keep: int | float | None = None,
+    cascade: bool | None = None,
     memory: str = "plain",
     process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -120,37 +83,36 @@ def plan(
     kept = options.keep_of(keep, sparsity)
     options.one_of("criterion", criterion, CRITERIA)
     block = options.block_of(engine, block)
+    shares = allocation(block, scope=scope, balance=balance, order=order, mix=mix, min_keep=min_keep, cascade=cascade)
     if preset is not None:
         options.one_of("preset", preset, PRESETS)
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
-    options.memory_of(memory, batches, block)
     paper = preset == "paper"
+    other = shares.described() or ("criterion='random'" if criterion == "random" else None)
+    options.memory_of(memory, batches, other)
     team = team_of(model, process_group)
-    options.sharded_of(team.sharded, block, paper)
+    if team.sharded:
+        options.sharded_of(paper, other)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
-    total = sum(entry.parameter.numel() for entry in pool)
-    count = ranks.together(lambda: kept_count(total, kept))  # a wrong keep is said before any scoring
-    settings: dict[str, object] = {
-        "keep": count,
-        "batches": batches,
-        "memory": memory,
-        "block": block,
-        "engine": engine,
-    }
-    require_same_weights(team.model, ranks, settings, team.sharded)
-    how: dict[str, Any] = {"loss_fn": loss_fn, "batches": batches, "redraw": paper, "progress": progress}
-    found = scored(team.model, loader, pool, count, ranks, sharded=team.sharded, memory=memory, **how)
-    masks = found.masks
-    if block is not None:
-        assert found.pairs is not None
-        masks = block_masks(found.pairs, masks, block)
-    require_same_masks(masks, ranks)
-    layers = ranks.together(lambda: _layers(team.model, pool, masks, engine, found.calls, block))
+    how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
+    chosen, calls = decided(team, pool, kept, shares, how, at_random=criterion == "random")
+    layers = ranks.together(
+        lambda: layers_of(team.model, pool, chosen.masks, engine, calls, chosen.layouts, chosen.flows)
+    )
     choices = ranks.exchanged([layer.choice for layer in layers])[0]  # batches may differ, engines must not
-    layers = [dataclasses.replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
-    return Plan(masks, layers, team.model, pool, optimizer, team, engine)
+    layers = [replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
+    return Plan(
+        chosen.masks,
+        layers,
+        chosen.layouts,
+        model=team.model,
+        pool=pool,
+        optimizer=optimizer,
+        team=team,
+        engine=engine,
+    )
 
 
 def prune_(
@@ -165,7 +127,13 @@ def prune_(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    scope: str = "global",
     block: tuple[int, int] | None = None,
+    balance: bool | None = None,
+    order: Literal["auto"] | bool = "auto",
+    mix: float = 0.0,
+    min_keep: int | float | None = None,
+    cascade: bool | None = None,
     memory: str = "plain",
     process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -184,7 +152,8 @@ def prune_(
         keep: Fraction of the pooled weights to keep, in (0, 1], or an int: their number. Exactly
             ``round(keep * N)`` are kept.
         sparsity: ``1 - keep``, as an alternative to it.
-        criterion: ``"snip"``: connection sensitivity ``|g * w|``.
+        criterion: ``"snip"``: connection sensitivity ``|g * w|``. ``"random"``: a baseline, as many of each layer as
+            with ``"snip"``, but drawn by torch's random numbers.
         loss_fn: ``loss_fn(model, batch)`` -> scalar loss. Default: cross entropy, or the model's own loss.
         batches: Batches whose gradients are averaged for scoring.
         filter_fn: ``filter_fn(module, fqn)`` -> whether to pool that module's weights. Default: every trainable weight
@@ -194,9 +163,19 @@ def prune_(
         engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), or ``"auto"``: each layer's fastest by a cost model
             and, where that is not clear, by timing the layer for some milliseconds: near break-even two runs may
             differ (not under ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
-        block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
-            keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
-            of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
+        scope: How many weights each layer keeps. ``"global"``: as many as it has among the globally largest scores;
+            ``"layer"``: the same share of each; ``"uniform"``: that, with the first layer dense; ``"erk"``: in
+            proportion to the sum of its dimensions. The best of each layer within that; the total stays exact.
+        block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
+            of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where a budget
+            of ``"global"`` is under one block per block row, ``"erk"`` is taken. A little less than ``keep`` may stay.
+        balance: Rows and columns share what a layer keeps, so that few die. Default: with blocks.
+        order: Rows and columns that score alike are brought together in blocks: True, False, or ``"auto"``: in linear
+            layers, for blocks of 16 and more.
+        mix: Share of a layer's weights to keep as single ones beside its blocks, in [0, 1].
+        min_keep: What every layer keeps at least: a number of weights, or a share of its own; the total stays.
+        cascade: Inputs that nothing kept reaches score nothing, as far as it can be seen what feeds a layer. Default:
+            with blocks or balance.
         memory: ``"plain"``: all gradients at once, beside the weights. ``"stream"``: one gradient at a time, at the
             price of two or more forward and backward passes over one batch; the masks are the same.
         process_group: Ranks that prune together, each with its own batches: gradients are averaged first, masks are the
@@ -229,7 +208,13 @@ def prune_(
         filter_fn=filter_fn,
         preset=preset,
         engine=engine,
+        scope=scope,
         block=block,
+        balance=balance,
+        order=order,
+        mix=mix,
+        min_keep=min_keep,
+        cascade=cascade,
         memory=memory,
         process_group=process_group,
         optimizer=optimizer,
@@ -243,6 +228,7 @@ def sparsify_(
     *,
     engine: str = "auto",
     block: tuple[int, int] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Pruned:
     """Converts a dense model in place with masks that are given, by parameter name.
@@ -252,98 +238,23 @@ def sparsify_(
         masks: ``{parameter name: Mask}``, each of its parameter's shape; parameters without one stay as they are.
         engine, optimizer: As for :func:`prune_`.
         block: Height and width, for masks that keep whole blocks: to compute with those.
+        layouts: ``{parameter name: Layout}``, instead: a block for each, with orders and single weights.
 
     Raises:
         ValueError: For an unknown name, a mask of another shape, or one that keeps a part of a block; the model is
             untouched.
     """
-    block = options.block_of(engine, block)
-    wrapped = team_of(model)
-    wrapped.require_convertible(engine)
-    team = dataclasses.replace(wrapped, ranks=Alone())  # what is given is the same for all
+    if layouts is None:
+        layouts = _plain_layouts(masks, options.block_of(engine, block))
+    else:
+        options.layouts_of(engine, block, layouts, masks)
+    team = replace(team_of(model), ranks=Alone())  # what is given is the same for all
+    team.require_convertible(engine)
     pool = masked_pool(team.model, masks)
-    layers = _layers(team.model, pool, masks, engine, {}, block)
-    return _convert(team, pool, Pruned(dict(masks), layers), optimizer)
+    layers = layers_of(team.model, pool, masks, engine, {}, layouts, {})
+    return convert_(team, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
 
 
-def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
-    """The parameters that masks are given for, checked."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    counts: dict[int, int] = {}
-    for parameter in parameters.values():
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    pool: list[Prunable] = []
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"sparsify_: masks must name parameters of the dense model (got {name!r})")
-        convert.require_mask("sparsify_", name, mask, parameters[name].shape)
-        module, leaf = convert.owner(model, name)
-        path = name.rpartition(".")[0]
-        shared = counts[id(parameters[name])] > 1
-        pool.append(Prunable(name, module, path, leaf, parameters[name], shared))
-    return pool
-
-
-def _layers(
-    model: nn.Module,
-    pool: list[Prunable],
-    masks: Mapping[str, Mask],
-    engine: str,
-    calls: Mapping[str, Call],
-    block: tuple[int, int] | None,
-) -> list[report.Layer]:
-    read_elsewhere = convert.attention_projections(model)
-    layers: list[report.Layer] = []
-    for entry in pool:
-        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
-        obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
-        if is_sharded(entry.parameter):
-            obstacle = "sharded: dense shards, held at zero"
-        kept_block = block if block is not None and has_room(shape, block) else None
-        work = None
-        if obstacle is None:
-            assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn), kept_block)
-        with _naming(entry):
-            choice = engines.choose(engine, work, mask, obstacle=obstacle)
-        kind = type(module).__name__
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, kept_block, work))
-    return layers
-
-
-def _convert(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
-    """Prepares every conversion and checks everything, on all ranks, then changes the model."""
-    conversions = team.ranks.together(lambda: _prepared(pool, pruned, optimizer))
-    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
-        warnings.warn(
-            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
-        )
-    convert.apply_(team.model, conversions)
-    if optimizer is not None:
-        optim.move_(optimizer, conversions)
-    team.rewrap_()
-    return Pruned(pruned.masks, pruned.layers)
-
-
-def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[convert.Conversion]:
-    conversions = [
-        _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
-    ]
-    if optimizer is not None:
-        optim.check(optimizer, conversions)
-    return conversions
-
-
-def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    block = layer.block if layer.engine == "bsr" else None
-    with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
-
-
-@contextlib.contextmanager
-def _naming(entry: Prunable) -> Generator[None]:
-    """Says of which parameter a mask does not fit."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"prune: the mask of {entry.fqn!r} does not fit ({error})") from None
+def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
+    """The same block for every weight that has room for one."""
+    return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}

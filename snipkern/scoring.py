@@ -1,125 +1,107 @@
-"""From a model to its element-wise masks, however it lies in memory: in one process, in several, or cut up."""
+"""From a model to what is kept of it, however it lies in memory: in one process, in several, or cut up."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snipkern.allocation import Allocated, Allocation, Graph, allocate, watching
 from snipkern.backward import accumulated
+from snipkern.distributed import Team
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import flat_chunks
 from snipkern.pool import Prunable
 from snipkern.score import LossFn, gradients
-from snipkern.select import select
+from snipkern.select import kept_count
 from snipkern.shards import Cut, Shards, assembled
 from snipkern.sources import Alone, Ranks, Source
 from snipkern.stream import Stream, agreed_loss
 from snipkern.topk import top_words
 from snipkern.workload import Call
 
-__all__ = ["MEMORY", "Scored", "require_same_masks", "require_same_weights", "scored"]
-
-MEMORY = ("plain", "stream")
+__all__ = ["Scoring", "decided"]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The element-wise selection.
+class Scoring:
+    """How to score; see :func:`snipkern.prune_`."""
 
-    Attributes:
-        masks: By parameter name, the same on all ranks.
-        pairs: Weights and gradients (averaged over the ranks), where each process has all of them at once; else None.
-        calls: How modules were called.
-    """
-
-    masks: dict[str, Mask]
-    pairs: dict[str, tuple[Tensor, Tensor]] | None
-    calls: dict[str, Call] = field(default_factory=dict[str, Call])
+    loader: Any
+    loss_fn: LossFn | None = None
+    batches: int = 1
+    memory: str = "plain"
+    redraw: bool = False
+    progress: bool = False
 
 
-def scored(
-    model: nn.Module,
-    loader: Any,
-    pool: Sequence[Prunable],
-    kept: int,
-    ranks: Ranks,
-    *,
-    sharded: bool = False,
-    memory: str = "plain",
-    loss_fn: LossFn | None = None,
-    batches: int = 1,
-    redraw: bool = False,
-    progress: bool = False,
-) -> Scored:
-    """Scores the pool and keeps the global top.
+def decided(
+    team: Team, pool: list[Prunable], keep: float | int, shares: Allocation, how: Scoring, at_random: bool = False
+) -> tuple[Allocated, dict[str, Call]]:
+    """What to keep, the same on all ranks, and how modules were called.
 
     Args:
-        kept: How many weights.
-        ranks: Those that score together, each on batches of its own. All have the same weights, or shards of them.
-        sharded: Whether parameters are DTensors.
-        memory: "plain": all gradients at once; "stream": one at a time.
-        model, loader, pool, loss_fn, batches, redraw, progress: As for :func:`snipkern.score.gradients`.
+        team: Ranks that score together, each on batches of its own; all have the same weights, or shards of them.
+        keep: Fraction or number.
+        shares: How kept weights are shared out; the plain global selection for shards and streamed gradients.
+        at_random: Choose by chance within layers.
 
     Raises:
         ValueError: On all ranks, if it is raised on one.
         RuntimeError: If another rank has failed otherwise, or does not answer.
     """
+    ranks = team.ranks
+    # A wrong number to keep is said before any scoring.
+    kept = ranks.together(lambda: kept_count(_total(pool), keep))
+    require_same_weights(team, {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares})
     try:
-        return _scored(
-            model,
-            loader,
-            pool,
-            kept,
-            ranks,
-            sharded,
-            memory,
-            batches,
-            loss_fn=loss_fn,
-            redraw=redraw,
-            progress=progress,
-        )
+        chosen, calls = _decided(team, pool, kept, shares, how, at_random)
     except BaseException:
-        for module in model.modules() if sharded else ():
+        for module in team.model.modules() if team.sharded else ():
             # A pass of fully_shard that was broken off has left whole parameters in the shards' places.
             getattr(module, "reshard", _nothing)()
         raise
+    require_same_masks(chosen.masks, ranks)
+    return chosen, calls
 
 
 def _nothing() -> None:
     pass
 
 
-def _scored(
-    model: nn.Module,
-    loader: Any,
-    pool: Sequence[Prunable],
-    kept: int,
-    ranks: Ranks,
-    sharded: bool,
-    memory: str,
-    batches: int,
-    **how: Any,
-) -> Scored:
-    seed = _first_ranks_seed(ranks) if how["redraw"] and ranks.size > 1 else None
-    cut = Cut(ranks, ranks.exchanged(_global_rank())) if sharded else None
-    how["seed"] = seed
-    if memory == "stream":
-        stream = ranks.together(lambda: Stream(model, loader, pool, ranks, cut, **how))
+def _decided(
+    team: Team, pool: list[Prunable], kept: int, shares: Allocation, how: Scoring, at_random: bool
+) -> tuple[Allocated, dict[str, Call]]:
+    model, ranks = team.model, team.ranks
+    seed = _first_ranks_seed(ranks) if how.redraw and ranks.size > 1 else None
+    drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed, "progress": how.progress}
+    cut = Cut(ranks, ranks.exchanged(_global_rank())) if team.sharded else None
+    if how.memory == "stream":
+        stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
         # Without shards every rank sees the same gradients, and comes to the same masks by itself.
-        words = top_words(stream, ranks if sharded else Alone(), _total(pool), kept)
-        return Scored(_masks(words, stream, pool, ranks if sharded else Alone()), None, stream.calls)
-    differentiate = None if cut is None else _whole_backward(model, pool, ranks, cut)
-    found = ranks.together(lambda: gradients(model, loader, pool, batches=batches, differentiate=differentiate, **how))
-    if cut is not None:
-        source = Shards(found.pairs, cut)
-        return Scored(_masks(top_words(source, ranks, _total(pool), kept), source, pool, ranks), None, found.calls)
-    pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
-    return Scored(ranks.together(lambda: select(pairs, kept)), pairs, found.calls)
+        return _global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls
+    graph, loss_fn = (Graph(), how.loss_fn) if shares.plain else watching(model, pool, how.loss_fn)
+    differentiate = _whole_backward(model, pool, ranks, cut) if cut else None
+    found = ranks.together(
+        lambda: gradients(
+            model, how.loader, pool, loss_fn=loss_fn, batches=how.batches, differentiate=differentiate, **drawing
+        )
+    )
+    if cut:
+        return _global_top(Shards(found.pairs, cut), pool, kept, ranks), found.calls
+    if ranks.size > 1:
+        found.pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
+    chance = ranks.exchanged(int(torch.randint(2**62, ())))[0] if at_random else None
+    return ranks.together(lambda: allocate(found.pairs, pool, kept, shares, graph, chance)), found.calls
+
+
+def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:
+    words = top_words(source, ranks, _total(pool), kept)
+    return Allocated(_masks(words, source, pool, ranks), {}, {})
 
 
 def _total(pool: Sequence[Prunable]) -> int:
@@ -156,12 +138,13 @@ def _whole_backward(
     return differentiate
 
 
-def require_same_weights(model: nn.Module, ranks: Ranks, settings: Mapping[str, object], sharded: bool) -> None:
+def require_same_weights(team: Team, settings: Mapping[str, object]) -> None:
     """That all ranks were called alike, with the same weights; of sharded ones only names and shapes are compared.
 
     Raises:
         ValueError: On all ranks; it names the first parameter or setting that differs.
     """
+    model, ranks, sharded = team.model, team.ranks, team.sharded
     if ranks.size == 1:
         return
     for name, value in settings.items():

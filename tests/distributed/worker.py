@@ -138,6 +138,16 @@ def shared_gradients_give_the_masks_of_one_process():
     )
 
 
+def blocks_and_chance_are_the_same_on_all_ranks():
+    torch.manual_seed(0)
+    options = {"block": (4, 4), "balance": True, "engine": "masked"}
+    expected = sk.plan(build(), [batch()], 0.3, process_group=False, **options).masks
+    assert sk.plan(build(), [batch()], 0.3, **options).masks == expected
+    model = build()
+    torch.manual_seed(dist.get_rank())
+    sk.plan(model, [batch()], 0.3, criterion="random", min_keep=2)
+
+
 def gradients_are_averaged_before_scores():
     loss = {"loss_fn": lambda model, data: F.cross_entropy(model(data[0]).double(), data[1])}
     model = build().double()
@@ -272,7 +282,11 @@ def fsdp_refuses_what_it_cannot_convert():
         raises(ValueError, text, lambda: sk.prune_(model, [batch()], KEEP))
         raises(ValueError, text, lambda: sk.plan(model, [batch()], KEEP).apply_())
         raises(ValueError, text, lambda: sk.sparsify_(model, alone()))
-        raises(ValueError, "block must be None for a sharded", lambda: sk.plan(model, [batch()], KEEP, block=(2, 2)))
+        raises(
+            ValueError,
+            "a sharded model goes with the plain global selection alone (got block",
+            lambda: sk.plan(model, [batch()], KEEP, block=(2, 2)),
+        )
         raises(ValueError, "preset must be None for a sharded", lambda: sk.plan(model, [batch()], KEEP, preset="paper"))
         raises(ValueError, "must be pruned before it is wrapped or sharded", lambda: sk.score(model, [batch()]))
         raises(ValueError, "process_group must not", lambda: sk.plan(model, [batch()], KEEP, process_group=False))
@@ -440,6 +454,7 @@ def a_rank_that_dies_fails_the_others():
 
 FOR_ALL = (
     shared_gradients_give_the_masks_of_one_process,
+    blocks_and_chance_are_the_same_on_all_ranks,
     gradients_are_averaged_before_scores,
     fresh_draws_are_the_same_on_all_ranks,
     ddp_after_pruning_trains_like_one_process,
