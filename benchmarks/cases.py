@@ -11,6 +11,7 @@ import latency_cases
 import layer_cases
 import limits
 import model_cases
+import scoring_cases
 import selection_cases
 import torch
 from layers import Shape
@@ -20,9 +21,9 @@ from timing import Effort, Timing, interleave
 
 __all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
-GROUPS = ("limits", "selection", "layers", "products", "density", "threads", "latency", "models", "memory")
+GROUPS = ("limits", "selection", "layers", "products", "density", "threads", "latency", "models", "memory", "scoring")
 # What most people want to know first.
-DEFAULT = tuple(group for group in GROUPS if group not in ("products", "density", "threads", "latency"))
+DEFAULT = tuple(group for group in GROUPS if group not in ("products", "density", "threads", "latency", "scoring"))
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 SELECTION = [(1 << 20, torch.float32), (1 << 24, torch.float32), (1 << 27, torch.float32), (1 << 24, torch.bfloat16)]
@@ -51,11 +52,13 @@ ANSWERING_NETS = [
     *((VGG, batch, VGG.input) for batch in (1, 8)),
 ]
 ACCEPTED_NET, ACCEPTED_IMAGES, ACCEPTED_TOKENS = MLP.name, VGG.name, GPT_512.name
+SCORED = [(MLP, 8), (GPT_512, 1)]
 MEMORY_BOUND = {"kind": "linear", "inputs": 4096, "outputs": 4096}
 
 QUICK_SELECTION = [(1 << 12, torch.float32), (1 << 12, torch.bfloat16)]
 QUICK_LAYERS = [Shape("linear", 64, 48, 20), Shape("conv", 8, 16, 16, side=6, kernel=3, padding=1)]
 QUICK_DENSITIES = (0.05, 0.5)
+QUICK_SCORED = [(QUICK_NETS[0], 2), (QUICK_NETS[3], 1)]
 QUICK_ANSWERING_NETS = [(QUICK_NETS[1], 1, QUICK_NETS[1].input), (QUICK_NETS[3], 2, (1,))]
 
 Contenders = dict[str, Callable[[], Any]]
@@ -142,6 +145,10 @@ def _model_cases(quick: bool) -> list[Case]:
         settings = {"net": net.name, "batch": net.batch, "keep": net.keep, "optimizer": optimizer}
         held = partial(_memory, net, optimizer)
         found.append(Case("memory", f"{net.name} b{net.batch} {optimizer}", settings, model_cases.SUBJECT, held))
+    for net, batch in QUICK_SCORED if quick else SCORED:
+        settings = {"net": net.name, "batch": batch, "keep": net.keep}
+        build = partial(scoring_cases.build, net, batch)
+        found.append(Case("scoring", f"{net.name} b{batch}", settings, scoring_cases.SUBJECT, build, slow=net.large))
     for net, batch, shape in QUICK_ANSWERING_NETS if quick else ANSWERING_NETS:
         settings = {"net": net.name, "batch": batch, "input": list(shape), "keep": net.keep}
         size = f", {shape[0]} token{'s' * (shape[0] > 1)}" if net.tokens else ""

@@ -38,6 +38,7 @@ def show(results: Sequence[Result], console: Console) -> None:
         ("models", _models),
         ("models", _shares),
         ("memory", _memory),
+        ("scoring", _scoring),
     ]
     for group, make in makers:
         chosen = [result for result in results if result.group == group]
@@ -147,6 +148,18 @@ def _memory(results: Sequence[Result]) -> Table:
             _size(pruned["scratch"]),
         )
     made.caption = "pruned / dense, MiB"
+    return made
+
+
+def _scoring(results: Sequence[Result]) -> Table:
+    made = table("scoring: all gradients at once, or one at a time", "model", "weights", "largest", "forward", "masks",
+                 "plain", "stream", "stream beyond forward and masks", "x time of plain")  # fmt: skip
+    for result in results:
+        facts = result.facts
+        beyond = (facts["stream"] - facts["forward"] - facts["masks"]) / facts["largest"]
+        sizes = (_size(facts[key]) for key in ("weights", "largest", "forward", "masks", "plain", "stream"))
+        made.add_row(result.name, *sizes, f"{beyond:.2f} x largest", f"{1 / result.ratios['plain']:.1f}")
+    made.caption = "MiB that torch's allocator gives out at most beyond the model; largest: of the weights"
     return made
 
 
