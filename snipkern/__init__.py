@@ -5,7 +5,7 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, nn, ops
+from snipkern import backends, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
@@ -21,6 +21,7 @@ __all__ = [
     "Pruned",
     "backends",
     "dense_state_dict",
+    "distributed",
     "load_",
     "masks",
     "nn",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from snipkern.layout import require_block
@@ -45,6 +45,14 @@ class Allocation:
         """Whether the exact global selection is all there is to do."""
         within = self.block is not None or self.balance or self.cascade
         return self.scope == "global" and not within and not self.min_keep
+
+    def describe(self) -> str:
+        """What differs from the plain global selection, as it is asked for."""
+        usual = Allocation()
+        changed = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in changed.items())
 
     def ordered(self) -> bool:
         """Whether a linear layer that keeps blocks gets its rows and columns reordered."""
