@@ -7,6 +7,7 @@
 
 from snipkern import backends, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.files import safetensor_pairs
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
@@ -28,6 +29,7 @@ __all__ = [
     "ops",
     "plan",
     "prune_",
+    "safetensor_pairs",
     "score",
     "select",
     "sparsify_",

@@ -91,7 +91,7 @@ def team_of(model: nn.Module, group: Any = None) -> Team:
 
 
 # What a reducer is made by; private, but what unpickling a DDP model goes through as well.
-_MAKERS = ("_build_params_for_reducer", "_build_debug_param_to_name_mapping", "_ddp_init_helper", "static_graph")
+_MAKERS = ("_build_params_for_reducer", "_build_debug_param_to_name_mapping", "_ddp_init_helper", "_set_static_graph")
 
 
 def _require_plain_reducer(wrapper: DistributedDataParallel) -> None:
@@ -110,11 +110,11 @@ def _rebuild_reducer_(wrapper: Any) -> None:
     parameters, expect_sparse_gradient = wrapper._build_params_for_reducer()
     wrapper._module_parameters = parameters
     names = wrapper._build_debug_param_to_name_mapping(parameters)
-    wrapper._ddp_init_helper(parameters, expect_sparse_gradient, names, wrapper.static_graph)
+    static_graph, wrapper.static_graph = wrapper.static_graph, False
+    wrapper._ddp_init_helper(parameters, expect_sparse_gradient, names, static_graph)
     wrapper._has_rebuilt_buckets = False
-    if wrapper.static_graph:
-        wrapper.reducer._set_static_graph()
-        wrapper.logger._set_static_graph()
+    if static_graph:
+        wrapper._set_static_graph()
     for hook, state in wrapper._comm_hooks:
         torch.distributed._register_comm_hook(wrapper.reducer, state, hook)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -144,9 +144,9 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
         dot = f"{path}." if path else ""
         for name, target in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             kept = isinstance(module, SparseWeight) and name == "weight_values"
-            source, shape = (
-                (f"{dot}weight", cast(SparseWeight, module).mask.shape) if kept else (f"{dot}{name}", target.shape)
-            )
+            source, shape = f"{dot}weight" if kept else f"{dot}{name}", target.shape
+            if isinstance(module, SparseWeight) and kept:
+                shape = module.mask.shape
             if target.is_meta:
                 raise ValueError(f"copy_kept_: call to_empty first (got {dot}{name} on the meta device)")
             if source not in sources or sources[source].shape != shape:

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from snipkern import options
 from snipkern.allocation import allocation
-from snipkern.conversion import convert_, layers_of, masked_pool, plain_layouts
+from snipkern.converting import convert_, layers_of, masked_pool
 from snipkern.distributed import Team, team_of
-from snipkern.layout import Layout
+from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
 from snipkern.score import LossFn
-from snipkern.scoring import require_memory, require_same_masks, require_same_weights, scored
-from snipkern.select import kept_count
+from snipkern.scoring import Scoring, decided
 from snipkern.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
 CRITERIA = ("snip", "random")
 PRESETS = ("paper",)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Pruned):
     """A decision not yet applied: print it, look at ``masks`` and ``layers``, then ``apply_()`` it."""
 
+    model: nn.Module = field(repr=False)
     pool: list[Prunable] = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(repr=False)
     team: Team = field(repr=False)
@@ -51,7 +47,7 @@ class Plan(Pruned):
                 moved; the model is untouched then.
         """
         self.team.require_convertible(self.engine)
-        if convert.masks(self.team.model):
+        if convert.masks(self.model):
             raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
         for entry in self.pool:
             if entry.module._parameters.get(entry.name) is not entry.parameter:
@@ -93,50 +89,56 @@ def plan(
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
     paper = preset == "paper"
-    require_memory(memory, batches, shares, criterion)
+    other = shares.described() or ("criterion='random'" if criterion == "random" else None)
+    options.memory_of(memory, batches, other)
     team = team_of(model, process_group)
-    if team.sharded and paper:
-        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")
+    if team.sharded:
+        options.sharded_of(paper, other)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
-    total = sum(entry.parameter.numel() for entry in pool)
-    count = ranks.together(lambda: kept_count(total, kept))  # a wrong keep is said before any scoring
-    settings: dict[str, object] = {
-        "keep": count,
-        "criterion": criterion,
-        "batches": batches,
-        "memory": memory,
-        "allocation": shares,
-        "engine": engine,
-    }
-    require_same_weights(team.model, ranks, settings, team.sharded)
-    seed = ranks.exchanged(int(torch.randint(2**62, ())))[0] if criterion == "random" else None
-    how: dict[str, Any] = {"loss_fn": loss_fn, "batches": batches, "redraw": paper, "progress": progress}
-    found = scored(team, loader, pool, count, shares, memory=memory, seed=seed, **how)
-    chosen = found.chosen
-    require_same_masks(chosen.masks, ranks)
+    how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
+    chosen, calls = decided(team, pool, kept, shares, how, at_random=criterion == "random")
     layers = ranks.together(
-        lambda: layers_of(team.model, pool, chosen.masks, engine, found.calls, chosen.layouts, chosen.flows)
+        lambda: layers_of(team.model, pool, chosen.masks, engine, calls, chosen.layouts, chosen.flows)
     )
     choices = ranks.exchanged([layer.choice for layer in layers])[0]  # batches may differ, engines must not
-    layers = [dataclasses.replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
-    return Plan(chosen.masks, layers, chosen.layouts, pool=pool, optimizer=optimizer, team=team, engine=engine)
+    layers = [replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
+    return Plan(
+        chosen.masks,
+        layers,
+        chosen.layouts,
+        model=team.model,
+        pool=pool,
+        optimizer=optimizer,
+        team=team,
+        engine=engine,
+    )
 
 
-def _called_as(pattern: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Gives a function the parameters of another one."""
-
-    def decorate(function: Callable[..., T]) -> Callable[P, T]:
-        returned = inspect.signature(function).return_annotation
-        signature = inspect.signature(pattern).replace(return_annotation=returned)
-        function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-        return function
-
-    return decorate
-
-
-@_called_as(plan)
-def prune_(*args: Any, **kwargs: Any) -> Pruned:
+def prune_(
+    model: nn.Module,
+    loader: Iterable[Any],
+    keep: float | None = None,
+    *,
+    sparsity: float | None = None,
+    criterion: str = "snip",
+    loss_fn: LossFn | None = None,
+    batches: int = 1,
+    filter_fn: FilterFn | None = None,
+    preset: str | None = None,
+    engine: str = "auto",
+    scope: str = "global",
+    block: tuple[int, int] | None = None,
+    balance: bool | None = None,
+    order: Literal["auto"] | bool = "auto",
+    mix: float = 0.0,
+    min_keep: int | float | None = None,
+    cascade: bool | None = None,
+    memory: str = "plain",
+    process_group: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: bool = False,
+) -> Pruned:
     """Prunes a model before training, in place: scores every connection, keeps the global top, converts its layers.
 
     Afterwards ``model.parameters()`` yields, for each layer with a sparse kernel, its kept weights alone
@@ -187,12 +189,37 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
     Raises:
         ValueError: For bad arguments, an empty loader, a batch or loss that is not understood, a model without
             prunable, trainable or plain weights, or a non-finite weight or gradient (named). The model is untouched.
+        RuntimeError: Where a rank has failed otherwise, or not answered for the process group's time-out; no rank's
+            model has changed.
 
     Cost: one forward and backward per batch with a gradient for each pooled weight, and about one read of both.
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019.
     """
-    return plan(*args, **kwargs).apply_()
+    team_of(model, process_group).require_convertible(engine)
+    return plan(
+        model,
+        loader,
+        keep,
+        sparsity=sparsity,
+        criterion=criterion,
+        loss_fn=loss_fn,
+        batches=batches,
+        filter_fn=filter_fn,
+        preset=preset,
+        engine=engine,
+        scope=scope,
+        block=block,
+        balance=balance,
+        order=order,
+        mix=mix,
+        min_keep=min_keep,
+        cascade=cascade,
+        memory=memory,
+        process_group=process_group,
+        optimizer=optimizer,
+        progress=progress,
+    ).apply_()
 
 
 def sparsify_(
@@ -218,12 +245,16 @@ def sparsify_(
             untouched.
     """
     if layouts is None:
-        layouts = plain_layouts(masks, options.block_of(engine, block))
+        layouts = _plain_layouts(masks, options.block_of(engine, block))
     else:
         options.layouts_of(engine, block, layouts, masks)
-    wrapped = team_of(model)
-    wrapped.require_convertible(engine)
-    team = dataclasses.replace(wrapped, ranks=Alone())  # what is given is the same for all
+    team = replace(team_of(model), ranks=Alone())  # what is given is the same for all
+    team.require_convertible(engine)
     pool = masked_pool(team.model, masks)
     layers = layers_of(team.model, pool, masks, engine, {}, layouts, {})
     return convert_(team, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
+
+
+def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
+    """The same block for every weight that has room for one."""
+    return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}

@@ -135,8 +135,9 @@ def ranks_of(group: Any, sharded: bool = False) -> Ranks:
         return Alone()
     if group is None and not ready:
         return Alone()
+    outside = ready and group == dist.GroupMember.NON_GROUP_MEMBER  # what new_group returns there
+    if outside:
+        raise ValueError("prune: process_group must be one that this process is in (got another)")
     if group is not None and not (ready and isinstance(group, dist.ProcessGroup)):
         raise ValueError(f"prune: process_group must be a process group, None or False (got {group!r})")
-    if dist.get_rank(group) < 0:
-        raise ValueError("prune: process_group must be one that this process is in (got another)")
     return Group(group) if dist.get_world_size(group) > 1 else Alone()

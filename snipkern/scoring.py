@@ -1,10 +1,10 @@
-"""From a model to its masks, however it lies in memory: in one process, in several, or cut up."""
+"""From a model to what is kept of it, however it lies in memory: in one process, in several, or cut up."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,138 +15,93 @@ from snipkern.backward import accumulated
 from snipkern.distributed import Team
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import flat_chunks
-from snipkern.options import one_of
 from snipkern.pool import Prunable
 from snipkern.score import LossFn, gradients
-from snipkern.shards import Cut, Gathered, Shards, assembled
+from snipkern.select import kept_count
+from snipkern.shards import Cut, Shards, assembled
 from snipkern.sources import Alone, Ranks, Source
 from snipkern.stream import Stream, agreed_loss
 from snipkern.topk import top_words
 from snipkern.workload import Call
 
-__all__ = ["Scored", "require_memory", "require_same_masks", "require_same_weights", "scored"]
-
-
-MEMORY = ("plain", "stream")
+__all__ = ["Scoring", "decided"]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What is to be kept.
+class Scoring:
+    """How to score; see :func:`snipkern.prune_`."""
 
-    Attributes:
-        chosen: Masks and layouts, the same on all ranks.
-        calls: How modules were called.
-    """
+    loader: Any
+    loss_fn: LossFn | None = None
+    batches: int = 1
+    memory: str = "plain"
+    redraw: bool = False
+    progress: bool = False
 
-    chosen: Allocated
-    calls: dict[str, Call] = field(default_factory=dict[str, Call])
 
-
-def scored(
-    team: Team,
-    loader: Any,
-    pool: list[Prunable],
-    kept: int,
-    shares: Allocation,
-    *,
-    memory: str = "plain",
-    seed: int | None = None,
-    loss_fn: LossFn | None = None,
-    batches: int = 1,
-    redraw: bool = False,
-    progress: bool = False,
-) -> Scored:
-    """Scores the pool and chooses what to keep.
+def decided(
+    team: Team, pool: list[Prunable], keep: float | int, shares: Allocation, how: Scoring, at_random: bool = False
+) -> tuple[Allocated, dict[str, Call]]:
+    """What to keep, the same on all ranks, and how modules were called.
 
     Args:
-        team: The model, and the ranks that score together, each on batches of its own. All have the same weights, or
-            shards of them.
-        kept: How many weights.
-        shares: How they are shared out.
-        memory: "plain": all gradients at once; "stream": one at a time, for the plain global selection.
-        seed: Of random masks in place of those by score.
-        loader, pool, loss_fn, batches, redraw, progress: As for :func:`snipkern.score.gradients`.
+        team: Ranks that score together, each on batches of its own; all have the same weights, or shards of them.
+        keep: Fraction or number.
+        shares: How kept weights are shared out; the plain global selection for shards and streamed gradients.
+        at_random: Choose by chance within layers.
 
     Raises:
         ValueError: On all ranks, if it is raised on one.
         RuntimeError: If another rank has failed otherwise, or does not answer.
     """
-    how: dict[str, Any] = {"redraw": redraw, "progress": progress}
-    how["seed"] = _first_ranks_seed(team.ranks) if redraw and team.ranks.size > 1 else None
+    ranks = team.ranks
+    # A wrong number to keep is said before any scoring.
+    kept = ranks.together(lambda: kept_count(_total(pool), keep))
+    require_same_weights(team, {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares})
     try:
-        if memory == "stream":
-            return _streamed(team, loader, pool, kept, loss_fn=loss_fn, **how)
-        return _scored(team, loader, pool, kept, shares, seed, batches, loss_fn, how)
+        chosen, calls = _decided(team, pool, kept, shares, how, at_random)
     except BaseException:
         for module in team.model.modules() if team.sharded else ():
             # A pass of fully_shard that was broken off has left whole parameters in the shards' places.
             getattr(module, "reshard", _nothing)()
         raise
-
-
-def require_memory(memory: str, batches: int, shares: Allocation, criterion: str) -> None:
-    """Checks how gradients are to be held, with what it does not go with."""
-    one_of("memory", memory, MEMORY)
-    if memory == "plain":
-        return
-    if batches != 1:
-        # The mean gradient of several is complete only when all are summed up: it would have to be kept.
-        raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
-    if not shares.plain or criterion != "snip":
-        # Layers are gone through forwards then, gradients come backwards.
-        got = f"criterion={criterion!r}" if shares.plain else shares.describe()
-        raise ValueError(f"prune: memory='stream' keeps the global top of single weights only (got {got})")
+    require_same_masks(chosen.masks, ranks)
+    return chosen, calls
 
 
 def _nothing() -> None:
     pass
 
 
-def _streamed(team: Team, loader: Any, pool: list[Prunable], kept: int, **how: Any) -> Scored:
-    ranks, cut = team.ranks, _cut(team)
-    stream = ranks.together(lambda: Stream(team.model, loader, pool, ranks, cut, **how))
-    # Without shards every rank sees the same gradients, and comes to the same masks by itself.
-    sharing = ranks if team.sharded else Alone()
-    words = top_words(stream, sharing, _total(pool), kept)
-    return Scored(Allocated(_masks(words, stream, pool, sharing), {}, {}), stream.calls)
-
-
-def _scored(
-    team: Team,
-    loader: Any,
-    pool: list[Prunable],
-    kept: int,
-    shares: Allocation,
-    seed: int | None,
-    batches: int,
-    loss_fn: LossFn | None,
-    how: Mapping[str, Any],
-) -> Scored:
-    ranks, cut = team.ranks, _cut(team)
-    plain = shares.plain and seed is None
-    graph, loss_fn = (Graph(), loss_fn) if plain else watching(team.model, pool, loss_fn)
-    differentiate = None if cut is None else _whole_backward(team.model, pool, ranks, cut)
+def _decided(
+    team: Team, pool: list[Prunable], kept: int, shares: Allocation, how: Scoring, at_random: bool
+) -> tuple[Allocated, dict[str, Call]]:
+    model, ranks = team.model, team.ranks
+    seed = _first_ranks_seed(ranks) if how.redraw and ranks.size > 1 else None
+    drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed, "progress": how.progress}
+    cut = Cut(ranks, ranks.exchanged(_global_rank())) if team.sharded else None
+    if how.memory == "stream":
+        stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
+        # Without shards every rank sees the same gradients, and comes to the same masks by itself.
+        return _global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls
+    graph, loss_fn = (Graph(), how.loss_fn) if shares.plain else watching(model, pool, how.loss_fn)
+    differentiate = _whole_backward(model, pool, ranks, cut) if cut else None
     found = ranks.together(
         lambda: gradients(
-            team.model, loader, pool, loss_fn=loss_fn, batches=batches, differentiate=differentiate, **how
+            model, how.loader, pool, loss_fn=loss_fn, batches=how.batches, differentiate=differentiate, **drawing
         )
     )
-    if cut is None:
-        pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
-        chosen = ranks.together(lambda: allocate(pairs, pool, kept, shares, graph, seed))
-    elif plain:
-        source = Shards(found.pairs, cut)
-        words = top_words(source, ranks, _total(pool), kept)
-        chosen = Allocated(_masks(words, source, pool, ranks), {}, {})
-    else:
-        with ranks.collective():
-            chosen = allocate(Gathered(found.pairs, cut), pool, kept, shares, graph, seed)
-    return Scored(chosen, found.calls)
+    if cut:
+        return _global_top(Shards(found.pairs, cut), pool, kept, ranks), found.calls
+    if ranks.size > 1:
+        found.pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
+    chance = ranks.exchanged(int(torch.randint(2**62, ())))[0] if at_random else None
+    return ranks.together(lambda: allocate(found.pairs, pool, kept, shares, graph, chance)), found.calls
 
 
-def _cut(team: Team) -> Cut | None:
-    return Cut(team.ranks, team.ranks.exchanged(_global_rank())) if team.sharded else None
+def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:
+    words = top_words(source, ranks, _total(pool), kept)
+    return Allocated(_masks(words, source, pool, ranks), {}, {})
 
 
 def _total(pool: Sequence[Prunable]) -> int:
@@ -183,12 +138,13 @@ def _whole_backward(
     return differentiate
 
 
-def require_same_weights(model: nn.Module, ranks: Ranks, settings: Mapping[str, object], sharded: bool) -> None:
+def require_same_weights(team: Team, settings: Mapping[str, object]) -> None:
     """That all ranks were called alike, with the same weights; of sharded ones only names and shapes are compared.
 
     Raises:
         ValueError: On all ranks; it names the first parameter or setting that differs.
     """
+    model, ranks, sharded = team.model, team.ranks, team.sharded
     if ranks.size == 1:
         return
     for name, value in settings.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snipkern.masks import WORD_BITS, Mask
 from snipkern.sources import Ranks
 
-__all__ = ["Cut", "Gathered", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
+__all__ = ["Cut", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
 
 T = TypeVar("T")
 
@@ -80,16 +80,12 @@ class Cut:
         if self.in_place(weight) and self.in_place(gradient):
             return local(weight), local(gradient)
         first, last = self.bounds(weight.numel())
-        weight, gradient = self.whole(weight, gradient)
-        return weight.reshape(-1)[first:last], gradient.reshape(-1)[first:last]
-
-    def whole(self, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as whole tensors on every rank, by collectives."""
         # Only a mesh of all ranks has seen all batches.
         averaged = is_sharded(gradient) and gradient.device_mesh.size() == self.ranks.size  # pyright: ignore[reportAttributeAccessIssue]
         with self.ranks.collective():
             weight, gradient = full(weight), full(gradient)
-            return weight, gradient if averaged else self.ranks.averaged(gradient)
+            gradient = gradient if averaged else self.ranks.averaged(gradient)
+        return weight.reshape(-1)[first:last], gradient.reshape(-1)[first:last]
 
 
 class Looks(Generic[T]):
@@ -131,25 +127,6 @@ class Shards:
         for i, name in enumerate(self.names):
             looks(i, *self.cut.part(*self.pairs[name]))
         return looks.results()
-
-
-class Gathered(Mapping[str, tuple[Tensor, Tensor]]):
-    """Weights and gradients of which each rank has a part, as whole tensors: gathered anew at each access.
-
-    All ranks must look at the same entries in the same order.
-    """
-
-    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], cut: Cut) -> None:
-        self.pairs, self.cut = pairs, cut
-
-    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.cut.whole(*self.pairs[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
 
 def assembled(ranks: Ranks, words: Tensor, numel: int, shape: torch.Size) -> Mask:

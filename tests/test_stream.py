@@ -146,7 +146,12 @@ def test_a_loss_that_raises_leaves_nothing_behind(walk, cnn):
 
 BAD = {
     "batches": ({"batches": 2}, r"prune: memory='stream' scores one batch; .* \(got batches=2\)"),
-    "block": ({"block": (2, 2)}, r"prune: block must be None with memory='stream' \(got \(2, 2\)\)"),
+    "block": (
+        {"block": (2, 2)},
+        r"prune: memory='stream' goes with the plain global selection alone \(got block=\(2, 2\), balance=True, .*\)",
+    ),
+    "floor": ({"min_keep": 1}, r"prune: memory='stream' goes with .* alone \(got min_keep=1\)"),
+    "random": ({"criterion": "random"}, r"prune: memory='stream' goes with .* alone \(got criterion='random'\)"),
     "empty": ({"loader": []}, r"score: loader must yield at least 1 batch \(got an empty loader\)"),
     "memory": ({"memory": "disk"}, r"prune: memory must be one of plain, stream \(got 'disk'\)"),
 }

@@ -46,13 +46,13 @@ class Allocation:
         within = self.block is not None or self.balance or self.cascade
         return self.scope == "global" and not within and not self.min_keep
 
-    def describe(self) -> str:
-        """What differs from the plain global selection, as it is asked for."""
-        usual = Allocation()
-        changed = {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in changed.items())
+    def described(self) -> str | None:
+        """What else than the plain global selection is asked for, in words; None: nothing."""
+        if self.plain:
+            return None
+        default = allocation()
+        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return ", ".join(f"{name}={value!r}" for name, value in named if value != getattr(default, name))
 
     def ordered(self) -> bool:
         """Whether a linear layer that keeps blocks gets its rows and columns reordered."""

@@ -31,6 +31,8 @@ from snipkern.shards import is_sharded, like, local
 __all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
 
 GUARDS = "_snipkern_guards"
+# Modules whose parameters are guarded: fully_shard puts others in their places, and does not tell.
+_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 # By id of the parameter, which lives as long as its guard does.
 _guarded: weakref.WeakValueDictionary[int, MaskGuard] = weakref.WeakValueDictionary()
 
@@ -160,6 +162,7 @@ def guard_(module: nn.Module, name: str, mask: Mask) -> None:
             module.register_load_state_dict_post_hook(_reattach),
         )
         module.__dict__[f"{GUARDS}_handles"] = handles
+    _modules.add(module)
     parameter = module._parameters[name]
     assert parameter is not None
     guard = found[name] = MaskGuard(parameter, mask)
@@ -181,6 +184,7 @@ def _follow_parameter(module: nn.Module, args: Any) -> None:
     """Forward pre-hook: re-attaches where the parameter was replaced or has been frozen and thawed."""
     if torch.compiler.is_compiling():
         return
+    _modules.add(module)
     _reattach(module, None)
 
 
@@ -232,6 +236,8 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     """After any optimiser's step: pruned weights, and what the optimiser remembers of them, are zero again."""
     if not _guarded:
         return
+    for module in list(_modules):
+        _reattach(module, None)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             guard = _guarded.get(id(parameter))

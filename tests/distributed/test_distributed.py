@@ -12,7 +12,7 @@ import pytest
 import worker
 
 WORKER = Path(worker.__file__)
-SECONDS = 180
+SECONDS = 400
 
 
 def launch(ranks: int, folder: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""From masks to a converted model: what each layer becomes, and the change itself, on all ranks or on none."""
+"""From masks to a changed model: engines chosen, everything checked, then modules converted on all ranks or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snipkern import backends, optim, report
 from snipkern import engine as engines
 from snipkern.allocation import Flow
 from snipkern.distributed import Team
-from snipkern.layout import Layout, has_room
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import Prunable
@@ -22,7 +22,7 @@ from snipkern.pruned import Pruned
 from snipkern.shards import is_sharded
 from snipkern.workload import Call, workload
 
-__all__ = ["convert_", "layers_of", "masked_pool", "plain_layouts"]
+__all__ = ["convert_", "layers_of", "masked_pool"]
 
 
 def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
@@ -43,11 +43,6 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     return pool
 
 
-def plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
-    """The same block for every weight that has room for one."""
-    return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}
-
-
 def layers_of(
     model: nn.Module,
     pool: list[Prunable],
@@ -57,16 +52,7 @@ def layers_of(
     layouts: Mapping[str, Layout],
     flows: Mapping[str, Flow],
 ) -> list[report.Layer]:
-    """The report's layers: how each parameter of the pool is to be computed with.
-
-    Args:
-        masks, layouts, flows: By parameter name.
-        engine: What the user asked for.
-        calls: How modules were called while scoring, by module name.
-
-    Raises:
-        ValueError: For a mask that doesn't fit its layout.
-    """
+    """The layers of the report, with the engine of each. Calls are how modules were called, by module name."""
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
@@ -79,7 +65,7 @@ def layers_of(
         if obstacle is None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
-        with naming(entry):
+        with _naming(entry):
             choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = type(module).__name__, None if layout is None else layout.block
         row = report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout)
@@ -112,12 +98,12 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
     layout = layer.layout if layer.engine == "bsr" else None
-    with naming(entry):
+    with _naming(entry):
         return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
 
 
 @contextlib.contextmanager
-def naming(entry: Prunable) -> Generator[None]:
+def _naming(entry: Prunable) -> Generator[None]:
     """Says of which parameter a mask does not fit."""
     try:
         yield
