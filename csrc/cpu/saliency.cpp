@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/denormals.h"
+#include "cpu/memory.h"
 #include "cpu/saliency_blocks.h"
 #include "cpu/saliency_reader.h"
 
@@ -57,10 +58,10 @@ void classify(const Reader& reader, int64_t count, int32_t low, int32_t high, Cl
   }
 }
 
-// Appends a chunk's inside elements, numbered from `first`. Few blocks have any, at random: finding those
-// without a branch first halves the time.
-void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partition::Run& list) {
-  int32_t filled[kChunk / kWordBits], keys[kChunk], offsets[kChunk];
+// Lists a chunk's inside elements, numbered from `first`; returns how many. Few blocks have any, at random: finding
+// those without a branch first halves the time.
+int64_t list_inside(const Classes& classes, int64_t blocks, int32_t first, int32_t* keys, int32_t* offsets) {
+  int32_t filled[kChunk / kWordBits];
   int64_t filled_count = 0, count = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     filled[filled_count] = static_cast<int32_t>(b);
@@ -73,8 +74,7 @@ void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partitio
       offsets[count++] = first + i;
     }
   }
-  list.keys.insert(list.keys.end(), keys, keys + count);
-  list.offsets.insert(list.offsets.end(), offsets, offsets + count);
+  return count;
 }
 
 }  // namespace
@@ -118,8 +118,10 @@ Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, in
   std::atomic<int64_t> above{0}, inside{0};
   std::atomic<int32_t> largest{0};
   run(tasks, [&](int64_t task) {
-    Partition::Run& list = result.runs[task];
-    int64_t task_above = 0;
+    // Lists grow in memory that is touched already, and get their own once their length is known.
+    int32_t* keys = scratch<int32_t>(Slot::kIndices, 2 * kTask);
+    int32_t* offsets = keys + kTask;
+    int64_t task_above = 0, listed = 0;
     Classes classes;
     for_each_chunk(call, task, [&](const Reader& reader, int64_t begin, int64_t count) {
       classify(reader, count, low, high, classes);
@@ -127,8 +129,16 @@ Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, in
       task_above += classes.above_count;
       // Past the capacity there is only counting: nothing that is stored then will be used.
       if (classes.inside_count == 0 || inside.fetch_add(classes.inside_count) + classes.inside_count > capacity) return;
-      list_inside(classes, reader.blocks, static_cast<int32_t>(begin - task * kTask), list);
+      listed += list_inside(classes, reader.blocks, static_cast<int32_t>(begin - task * kTask), keys + listed,
+                            offsets + listed);
     });
+    if (listed > 0) {
+      Partition::Run& list = result.runs[task];
+      list.count = listed;
+      list.keys_offsets.reset(new int32_t[2 * listed]);
+      std::copy(keys, keys + listed, list.keys_offsets.get());
+      std::copy(offsets, offsets + listed, list.keys_offsets.get() + listed);
+    }
     above += task_above;
     int32_t seen = largest;
     while (seen < classes.largest && !largest.compare_exchange_weak(seen, classes.largest)) {
@@ -145,8 +155,9 @@ void take_candidates(Partition& partition, int32_t* keys, int64_t* index) {
   for (size_t task = 0; task < partition.runs.size(); ++task) {
     Partition::Run& list = partition.runs[task];
     const int64_t begin = static_cast<int64_t>(task) * kTask;
-    keys = std::copy(list.keys.begin(), list.keys.end(), keys);
-    for (const int32_t offset : list.offsets) *index++ = begin + offset;
+    const int32_t* from = list.keys_offsets.get();
+    keys = std::copy(from, from + list.count, keys);
+    for (int64_t i = 0; i < list.count; ++i) *index++ = begin + from[list.count + i];
     list = {};
   }
 }
