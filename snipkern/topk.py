@@ -39,9 +39,10 @@ class Tuning:
 
     direct: int = 1 << 17  # up to this many weights, every one is a candidate: no sample
     cluster: int = 16  # neighbouring weights per sampled place: a cache line of float32
-    weights_per_cluster: int = 4096
-    clusters: tuple[int, int] = (2048, 1 << 16)  # least and most sampled places
-    deviations: float = 4.0  # standard errors of the sampled rank on either side of the interval
+    # Sampled places for each (weights ** (2 / 3)): more of them cost as much as the candidates that they spare.
+    clusters_per_weights: float = 0.05
+    clusters: tuple[int, int] = (256, 1 << 16)  # least and most sampled places
+    deviations: float = 3.0  # standard errors of the sampled rank on either side of the interval; a miss is two reads
     candidates: int = 1 << 20  # candidates that are always allowed, ...
     weights_per_candidate: int = 128  # ... and their share in large models
     bits: int = 16  # of a key's 32 that one histogram pass resolves
@@ -177,7 +178,7 @@ def _sample(search: Search) -> NDArray[np.int32]:
     sizes = search.source.sizes
     here = sum(sizes)
     least, most = TUNING.clusters
-    clusters = max(least, min(most, search.total // TUNING.weights_per_cluster))
+    clusters = max(least, min(most, int(TUNING.clusters_per_weights * search.total ** (2 / 3))))
     clusters = -(-clusters * here // search.total)  # a rank samples in proportion to its part
     places = (np.arange(clusters) + np.random.default_rng(0).random(clusters)) * (here / max(clusters, 1))
     starts = np.minimum(places.astype(np.int64), here - 1)

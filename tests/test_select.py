@@ -22,7 +22,7 @@ from snipkern.testing import run_on, tiers
 module = sys.modules["snipkern.topk"]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Tuning that sends a few weights down the paths of large models.
-SAMPLED = {"direct": 0, "clusters": (4, 64), "weights_per_cluster": 64}
+SAMPLED = {"direct": 0, "clusters": (4, 64), "clusters_per_weights": 1.0}
 NARROW = {**SAMPLED, "deviations": 0.0}  # the interval is a key or two: mostly missed
 FULL = {**SAMPLED, "candidates": 5, "weights_per_candidate": 10**6}
 

@@ -44,6 +44,7 @@ struct Partition {
     std::unique_ptr<int32_t[]> keys_offsets;  // [2, count]
     int64_t count = 0;
   };
+  int64_t task_size = 0;  // elements that a run covers
   std::vector<Run> runs;  // the elements inside the interval, if there are at most `capacity`
   int64_t above = 0;      // keys > high; their bits are set in `words`
   int64_t inside = 0;     // low <= key <= high
