@@ -10,7 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from snipkern.allocation.flow import Flow
 from snipkern.engine import Choice
+from snipkern.layout import Layout
 from snipkern.workload import Workload
 
 __all__ = ["Layer", "table"]
@@ -29,7 +31,9 @@ class Layer:
         kept, numel: Kept weights and all of them.
         choice: How the layer computes, and why.
         block: Height and width of the blocks that are kept, or None: single weights.
+        layout: The same with orders and single weights, or None.
         work: What it computes in a training step; None where there is no sparse kernel for it.
+        flow: Which of its inputs and outputs are dead; None where nobody has looked.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Layer:
     choice: Choice
     block: tuple[int, int] | None = None
     work: Workload | None = None
+    layout: Layout | None = None
+    flow: Flow | None = None
 
     @property
     def engine(self) -> str:
@@ -67,6 +73,13 @@ class Layer:
         return self.kept / self.numel if self.numel else 1.0
 
 
+def blocks_of(layer: Layer) -> str:
+    """A layer's block in the table; what is kept beside blocks counts as single weights."""
+    text = "x".join(map(str, layer.block or (1, 1)))
+    singles = layer.layout.singles if layer.layout else None
+    return f"{text} + {singles.count() / max(layer.kept, 1):.0%} 1x1" if singles else text
+
+
 def table(layers: Sequence[Layer], title: str) -> str:
     """The rows as plain text, a total, and warnings about layers that are cut through."""
     kept, numel = sum(layer.kept for layer in layers), sum(layer.numel for layer in layers)
@@ -81,6 +94,11 @@ def table(layers: Sequence[Layer], title: str) -> str:
     blocks = any(layer.block for layer in layers)
     if blocks:
         grid.add_column("block", justify="right", no_wrap=True)
+    seen = any(layer.flow for layer in layers)
+    live = sum(layer.kept if layer.flow is None else layer.flow.effective for layer in layers)
+    if seen:
+        grid.add_column("live", f"{live:,}", justify="right", no_wrap=True)
+        grid.add_column("dead in, out", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
     grid.add_column("why")
     for layer in layers:
@@ -92,7 +110,8 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.kept:,}",
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
-            *(["x".join(map(str, layer.block or (1, 1)))] if blocks else []),
+            *([blocks_of(layer)] if blocks else []),
+            *(_flow(layer) if seen else []),
             layer.engine,
             layer.reason,
         )
@@ -102,4 +121,16 @@ def table(layers: Sequence[Layer], title: str) -> str:
     empty = [layer.name for layer in layers if layer.kept == 0 and len(layer.shape) > 1]
     if empty:
         console.print(f"Warning: nothing is kept of {', '.join(empty)}: these layers pass on only their biases.")
+    untraced = [layer.name for layer in layers if layer.flow is not None and not layer.flow.traced]
+    if untraced:
+        console.print(f"Not traced what feeds {', '.join(untraced)}: all inputs count as alive.")
+    if seen:
+        console.print(f"Effective sparsity {1 - live / max(numel, 1):.2%}: without weights between dead ends.")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def _flow(layer: Layer) -> list[str]:
+    """Kept weights on live paths, and dead inputs and outputs."""
+    if layer.flow is None:
+        return ["", ""]
+    return [f"{layer.flow.effective:,}", f"{layer.flow.dead_inputs:,}, {layer.flow.dead_outputs:,}"]
