@@ -274,7 +274,6 @@ def test_keeping_everything_is_one_pass(monkeypatch):
     assert calls == ["_partition"]
 
 
-@pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
 def adversarial(size=200_000):
     """Data that is hard to sample or to tell apart: name, weight, gradient."""
     ones, normal = torch.ones(size), torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -317,6 +316,7 @@ def test_at_most_four_reads(monkeypatch, interval, keep):
             assert len(reads) <= 4, (name, reads)
 
 
+@pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
 def test_a_missed_interval_falls_back_to_histograms(tier, monkeypatch, interval):
     calls = passes(monkeypatch)
     monkeypatch.setattr(module, "_bracket", lambda *_: interval)
