@@ -23,7 +23,8 @@ from timing import Effort, Timing, interleave
 __all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
 GROUPS = (
-    "limits", "selection", "sweep", "layers", "products", "density", "threads", "latency", "models", "memory", "scoring",
+    "limits", "selection", "sweep", "layers", "products", "density", "threads", "latency", "models", "memory",
+    "scoring",
 )  # fmt: skip
 EXTRA = ("sweep", "products", "density", "threads", "latency", "scoring")
 # What most people want to know first.
