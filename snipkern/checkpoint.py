@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snipkern.masks import Mask
-from snipkern.nn import convert
-from snipkern.nn.sparse import BLOCK_SUFFIX, MASK_SUFFIX, SparseWeight
+from snipkern.nn import convert, state
+from snipkern.nn.sparse import SparseWeight
+from snipkern.nn.state import MASK_SUFFIX
 from snipkern.pool import Prunable
 from snipkern.prune import masked_pool
 
@@ -25,15 +26,16 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     For tools that know nothing of pruning (``save_pretrained(state_dict=...)``, inference engines, a dense copy). It
     also loads back into the pruned model.
     """
-    state = model.state_dict()
+    found = model.state_dict()
     for name in convert.masks(model):
         module, leaf = convert.owner(model, name)
-        del state[name + MASK_SUFFIX]
+        del found[name + MASK_SUFFIX]
         if isinstance(module, SparseWeight) and leaf == "weight":
-            del state[name + VALUES_SUFFIX]
-            state.pop(name + BLOCK_SUFFIX, None)
-            state[name] = module.weight.detach()
-    return state
+            del found[name + VALUES_SUFFIX]
+            for suffix in state.LAYOUT_SUFFIXES:
+                found.pop(name + suffix, None)
+            found[name] = module.weight.detach()
+    return found
 
 
 def load_(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
@@ -82,8 +84,7 @@ def _sparsify_like(model: nn.Module, names: list[str], state_dict: Mapping[str, 
         if name + VALUES_SUFFIX in state_dict:
             expected[name + VALUES_SUFFIX] = torch.Size([masks[name].count()])
             del expected[name]
-            if name + BLOCK_SUFFIX in state_dict:
-                expected[name + BLOCK_SUFFIX] = torch.Size([2])
+            expected.update(state.expected_shapes(state_dict, name, masks[name]))
     got = {key: value.shape for key, value in state_dict.items() if isinstance(value, Tensor)}
     if got != expected:
         wrong = sorted(key for key in got.keys() | expected.keys() if got.get(key) != expected.get(key))
@@ -93,13 +94,12 @@ def _sparsify_like(model: nn.Module, names: list[str], state_dict: Mapping[str, 
 
 
 def _prepare(entry: Prunable, mask: Mask, state_dict: Mapping[str, Any]) -> convert.Conversion:
-    saved = state_dict.get(entry.fqn + BLOCK_SUFFIX)
-    block = None if saved is None else tuple(int(size) for size in saved)
     sparse = entry.fqn + VALUES_SUFFIX in state_dict
     try:
-        return convert.prepare(entry.module, entry.name, mask, sparse, cast("tuple[int, int] | None", block))
+        layout = state.saved_layout(state_dict, entry.fqn, mask)
+        return convert.prepare(entry.module, entry.name, mask, sparse, layout)
     except ValueError as error:
-        raise ValueError(f"load_: the block of {entry.fqn!r} must fit its mask ({error})") from None
+        raise ValueError(f"load_: the layout of {entry.fqn!r} must fit its mask ({error})") from None
 
 
 def _size(shape: torch.Size | None) -> str:

@@ -1,20 +1,22 @@
 """Engines: how each pruned layer computes, chosen by a cost model that is checked by measuring, always with a reason.
 
 ``csr``     kept weights only, by the sparse kernels
-``bsr``     kept blocks of weights only, by the block kernels
+``bsr``     kept blocks of weights only, by the block kernels, and single weights beside them by csr's
 ``masked``  a dense weight whose pruned entries are held at zero: dense speed (less the guarding) and memory
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from snipkern import backends
-from snipkern.costs import AMX, COSTS
+from snipkern.cost_model import BLOCK_KINDS as BLOCK_KINDS
+from snipkern.cost_model import SPARSE_ENGINES, Cost, Prediction, Work, predict
+from snipkern.cost_model import has_amx as has_amx
+from snipkern.cost_model import row as row
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.measure import Times, forbidden, measure
 from snipkern.workload import Workload
@@ -22,17 +24,6 @@ from snipkern.workload import Workload
 __all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 
 ENGINES = ("auto", "bsr", "csr", "masked")
-SPARSE_ENGINES = ("bsr", "csr")
-# Kinds of layers whose block kernels have rows of their own in the table of costs.
-BLOCK_KINDS = ("linear",)
-# A block side from which on its kernels share loads along it.
-SHARING_SIDE = 4
-# Time of a convolution's three products by blocks as a share of csr's, for four 3x3 layers of 64 to 512 channels, batch
-# 128, 5 % kept, on AVX-512 and a machine that others kept busy: 0.69 to 1.02 for "tall", 0.75 to 1.01 for "square".
-# Only blocks of several rows share loads, and not in the input gradient.
-CONV_BLOCKS = {"bsr tall": 0.86, "bsr wide": 1.02, "bsr square": 0.9}
-# Channels that dense convolution kernels compute at once, whether they are there or not.
-CHANNEL_BLOCK = 16
 # How many times as fast as dense a layer must be predicted to be where it can't be measured: predictions are off by a
 # tenth as a rule.
 MARGIN = 1.2
@@ -42,151 +33,7 @@ NOISE = 1.03
 # Where guarding takes a larger share of dense than this, masked breaks the promise of dense speed as well, and the
 # faster one is taken: layers so small, or of so few rows, that going through their weights is a good part of the work.
 GUARD_SHARE = 0.1
-# A prediction further than this from break-even is believed, however bad the worst one of the calibration was.
-LARGEST_SPREAD = 2.5
 ASKED = "as asked"
-NO_BLOCKS = "too small for blocks"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one layer's training step (forward and both backward products) costs on one backend.
-
-    Attributes:
-        call: Fixed cost in microseconds.
-        weight: Nanoseconds for each weight that is stored: it is read, and its gradient written, once a step.
-        element: Nanoseconds for each input and output element: reading, packing, writing.
-        product: Nanoseconds for each row and stored weight: three multiply-adds.
-        spread: The factor within which measurements lie of predictions.
-    """
-
-    call: float
-    weight: float
-    element: float
-    product: float
-    spread: float = 1.0
-
-    def microseconds(self, layer: Work, threads: int = 1) -> float:
-        """Predicted time of one step; everything but the fixed cost is shared by the threads."""
-        nanoseconds = self.weight * layer.weights + layer.rows * (
-            self.element * layer.elements + self.product * layer.products
-        )
-        return self.call + 1e-3 * nanoseconds / threads
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the cost of one layer depends on.
-
-    Attributes:
-        rows: Rows of the matrix product: samples, times output positions for a convolution.
-        elements: Input and output elements of each row (channels, for a convolution).
-        weights: Stored weights: all of them, or the kept ones.
-        products: Weights that each row is multiplied by; more than are stored where a kernel pads its channels.
-    """
-
-    rows: int
-    elements: int
-    weights: int
-    products: int
-
-    @classmethod
-    def dense(cls, layer: Workload) -> Work:
-        """Of a dense layer; dense convolutions work on whole blocks of channels."""
-        products = layer.numel
-        if layer.kind == "conv":
-            blocks = (-(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK for channels in layer.shape[:2])
-            products = math.prod(layer.shape[2:]) * math.prod(blocks)
-        return cls(layer.rows, sum(layer.shape[:2]), layer.numel, products)
-
-    @classmethod
-    def guard(cls, layer: Workload) -> Work:
-        """Of holding a dense layer's pruned weights at zero: its gradient and its weight are gone through."""
-        return cls(0, 0, layer.numel, 0)
-
-    @classmethod
-    def sparse(cls, layer: Workload) -> Work:
-        """Of a layer that computes with its kept weights only."""
-        return cls(layer.rows, sum(layer.shape[:2]), layer.kept, layer.kept)
-
-
-def row(engine: str, layer: Workload, tier: str) -> str:
-    """Name of the row of the table for ``dense``, ``guard`` or a sparse engine; float64 has none of its own.
-
-    Blocks are "square" where both sides are 4 or more, "tall" and "wide" where only the height or the width is; smaller
-    ones compute like single weights.
-    """
-    dtype = str(layer.dtype).removeprefix("torch.").replace("float64", "float32")
-    if engine == "dense":
-        return f"dense {dtype} {layer.kind}"
-    if engine == "guard":
-        return f"guard {tier} {dtype}"
-    if engine == "bsr":
-        engine = form(layer) if layer.kind in BLOCK_KINDS else "csr"
-    return f"{engine} {tier} {dtype} {layer.kind}"
-
-
-def form(layer: Workload) -> str:
-    """What blocks are like for the kernels: those of small ones compute like csr's."""
-    assert layer.block is not None
-    tall, wide = (side >= SHARING_SIDE for side in layer.block)
-    return "bsr square" if tall and wide else "bsr tall" if tall else "bsr wide" if wide else "csr"
-
-
-def cost(engine: str, layer: Workload, tier: str) -> Cost:
-    """The constants of that row; float64 is taken for float32 at half the speed."""
-    found = Cost(*COSTS[row(engine, layer, tier)])
-    if engine == "bsr" and layer.kind not in BLOCK_KINDS:
-        found = replace(found, product=found.product * CONV_BLOCKS.get(form(layer), 1.0))
-    if layer.dtype != torch.float64:
-        return found
-    return Cost(found.call, 2 * found.weight, 2 * found.element, 2 * found.product, found.spread)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted.
-
-    Attributes:
-        dense, masked, sparse: Of the dense module, the guarded one, and the faster of the sparse ones.
-        spread: The factor.
-        engine: The faster sparse engine.
-    """
-
-    dense: float
-    masked: float
-    sparse: float
-    spread: float
-    engine: str = "csr"
-
-
-def predict(layer: Workload, engine: str | None = None) -> Prediction:
-    """What the cost model says of a layer on the CPU, for torch's present number of threads.
-
-    Args:
-        layer: Its work.
-        engine: The sparse engine; None: the faster one.
-    """
-    tier = backends.isa()
-    assert tier is not None, "predict: there must be compiled kernels"
-    threads = torch.get_num_threads()
-    dense_cost = cost("dense", layer, tier)
-    dense = dense_cost.microseconds(Work.dense(layer), threads)
-    guard = cost("guard", layer, tier).microseconds(Work.guard(layer), threads)
-    work = Work.sparse(layer)
-    possible = (engine,) if engine else SPARSE_ENGINES if layer.block else ("csr",)
-    sparse, engine = min((cost(name, layer, tier).microseconds(work, threads), name) for name in possible)
-    spread = min(dense_cost.spread * cost(engine, layer, tier).spread, LARGEST_SPREAD)
-    if layer.channels_last or (layer.dtype in (torch.float16, torch.bfloat16) and has_amx() != AMX):
-        spread = math.inf  # the table has no such layers, or is of another kind of processor
-    return Prediction(dense, dense + guard, sparse, spread, engine)
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether this processor multiplies 16-bit matrices in tiles; False also where torch doesn't tell."""
-    tell = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(tell and tell())
 
 
 @dataclass(frozen=True)
@@ -205,7 +52,9 @@ class Choice:
     measured: float | None = None
 
 
-def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None) -> Choice:
+def choose(
+    engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None, layout: Layout | None = None
+) -> Choice:
     """The engine for one layer.
 
     ``auto`` takes csr (or bsr) where it is faster than the masked layer, which would have to run instead, and not
@@ -218,6 +67,7 @@ def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | N
         engine: What the user asked for: ``auto``, ``bsr``, ``csr`` or ``masked``.
         layer: Its work, with its block if it keeps whole ones; None for one that is not a linear or convolution layer.
         mask: Which of its weights are kept.
+        layout: The grid that the layer's block is of; None: the plain one.
         obstacle: Why there is no sparse kernel for it, or None.
 
     Raises:
@@ -228,7 +78,7 @@ def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | N
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
     if engine == "bsr":
-        return Choice("bsr", ASKED) if layer.block else Choice("csr", NO_BLOCKS)
+        return Choice("bsr", ASKED) if layer.block else Choice("csr", "too small for blocks")
     missing = missing_kernels(layer.device)
     if missing:
         reason = f"reference kernels ({missing}): less memory, no gain in time"
@@ -237,12 +87,15 @@ def choose(engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | N
     if clear(prediction):
         return _chosen(layer, prediction)
     reason = forbidden()
-    return _chosen(layer, prediction, None if reason else measure(computing(layer, prediction.engine), mask), reason)
+    times = None if reason else _measured(layer, prediction.engine, mask, layout)
+    return _chosen(layer, prediction, times, reason)
 
 
-def computing(layer: Workload, engine: str) -> Workload:
-    """The layer as one engine computes it: csr with the single weights of its blocks."""
-    return layer if engine == "bsr" else replace(layer, block=None)
+def _measured(layer: Workload, engine: str, mask: Mask, layout: Layout | None) -> Times:
+    """Times of the layer as one engine computes it: csr with the single weights of its blocks."""
+    if engine == "bsr":
+        return measure(layer, mask, layout)
+    return measure(replace(layer, block=None, singles=0, ordered=False), mask)
 
 
 def missing_kernels(device: torch.device) -> str | None:
@@ -259,10 +112,10 @@ def clear(prediction: Prediction) -> bool:
     return gain > prediction.spread
 
 
-def check(layer: Workload, mask: Mask, choice: Choice) -> Choice:
+def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = None) -> Choice:
     """The same choice, with its layer predicted and measured on the CPU whatever was clear before."""
     prediction = predict(layer, choice.engine if choice.engine in SPARSE_ENGINES else None)
-    found = _chosen(layer, prediction, measure(computing(layer, prediction.engine), mask))
+    found = _chosen(layer, prediction, _measured(layer, prediction.engine, mask, layout))
     reason = found.reason
     if choice.engine != found.engine:
         ratio = _ratio(layer, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from snipkern.masks import Mask
 
 __all__ = ["Layout", "has_room"]
+
+INT32_LIMIT = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +27,7 @@ class Layout:
         singles: Kept weights that belong to no whole block, as a part of the mask; None where there are none.
 
     Raises:
-        ValueError: For orders that are not permutations.
+        ValueError: For a block that is not two positive numbers, and for orders that are not permutations.
     """
 
     block: tuple[int, int]
@@ -33,6 +36,7 @@ class Layout:
     singles: Mask | None = None
 
     def __post_init__(self) -> None:
+        require_block("Layout", self.block)
         for name in ("row_order", "col_order"):
             order: Tensor | None = getattr(self, name)
             if order is None:
@@ -54,3 +58,21 @@ class Layout:
 def has_room(shape: torch.Size | tuple[int, ...], block: tuple[int, int]) -> bool:
     """Whether a weight, seen as ``[shape[0], everything else]``, is at least one block high and wide."""
     return len(shape) >= 2 and shape[0] >= block[0] and torch.Size(shape[1:]).numel() >= block[1]
+
+
+def require_block(op: str, block: object) -> tuple[int, int]:
+    """Height and width of a block, checked."""
+    sizes = cast("tuple[object, ...]", tuple(block)) if isinstance(block, (tuple, list)) else ()
+    good = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and 0 < size < INT32_LIMIT]
+    if len(sizes) != 2 or len(good) != 2:
+        raise ValueError(f"{op}: block must be two positive ints, height and width (got {block!r})")
+    return good[0], good[1]
+
+
+def one_layout(op: str, block: tuple[int, int] | None, layout: Layout | None) -> Layout | None:
+    """The layout, of two ways to ask for one."""
+    if block is None:
+        return layout
+    if layout is not None:
+        raise ValueError(f"{op}: give either block or layout (got both)")
+    return Layout(require_block(op, block))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snipkern import backends
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import sparse_copy
 from snipkern.nn.masked import MaskGuard
@@ -59,7 +60,7 @@ def forbidden() -> str | None:
     return None
 
 
-def measure(work: Workload, mask: Mask) -> Times:
+def measure(work: Workload, mask: Mask, layout: Layout | None = None) -> Times:
     """Times one layer on the CPU; the shortest of several rounds, since all noise makes a step longer.
 
     Once for each workload, number of threads and instruction set: a second call returns what the first one found.
@@ -67,19 +68,20 @@ def measure(work: Workload, mask: Mask) -> Times:
     Args:
         work: The layer and its input.
         mask: Of the weight's shape; another one with as many kept weights is taken for the same.
+        layout: Of the mask, with the work's block; None: that block on the plain grid, if there is one.
     """
     key = (work, torch.get_num_threads(), backends.isa())
     times = _cache.get(key)
     if times is None:
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                times = _cache[key] = _times(steps(work, mask))
+                times = _cache[key] = _times(steps(work, mask, layout))
         finally:
             backends.release_scratch()
     return times
 
 
-def steps(work: Workload, mask: Mask) -> Steps:
+def steps(work: Workload, mask: Mask, layout: Layout | None = None) -> Steps:
     """The modules of one workload, ready to be timed: parameters' gradients and, where wanted, the input's."""
     generator = torch.Generator().manual_seed(0)
 
@@ -91,7 +93,7 @@ def steps(work: Workload, mask: Mask) -> Steps:
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.copy_(noise(parameter.shape))
-    sparse = sparse_copy(dense, mask, "measure", work.block)
+    sparse = sparse_copy(dense, mask, "measure", layout or (Layout(work.block) if work.block else None))
     x = noise(work.input).requires_grad_(work.input_grad)
     dy = noise(dense(x).shape)
     held = nn.Parameter(dense.weight.detach().clone(), requires_grad=False)

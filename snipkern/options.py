@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from snipkern.engine import ENGINES
-from snipkern.topology import require_block
+from snipkern.layout import Layout, one_layout, require_block
+from snipkern.masks import Mask
 
 
 def keep_of(keep: float | None, sparsity: float | None) -> float:
@@ -26,6 +29,17 @@ def block_of(engine: str, block: tuple[int, int] | None) -> tuple[int, int] | No
     if engine == "bsr":
         raise ValueError("prune: engine='bsr' needs block=(height, width) (got block=None)")
     return None
+
+
+def layouts_of(
+    engine: str, block: tuple[int, int] | None, layouts: Mapping[str, Layout], masks: Mapping[str, Mask]
+) -> None:
+    """A check of layouts that are given for some masks."""
+    one_of("engine", engine, ENGINES)
+    one_layout("sparsify_", block, next(iter(layouts.values()), None))
+    for name in layouts:
+        if name not in masks:
+            raise ValueError(f"sparsify_: layouts must be of parameters that have a mask (got {name!r})")
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

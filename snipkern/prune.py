@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -197,6 +197,7 @@ def sparsify_(
     *,
     engine: str = "auto",
     block: tuple[int, int] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Pruned:
     """Converts a dense model in place with masks that are given, by parameter name.
@@ -206,16 +207,19 @@ def sparsify_(
         masks: ``{parameter name: Mask}``, each of its parameter's shape; parameters without one stay as they are.
         engine, optimizer: As for :func:`prune_`.
         block: Height and width, for masks that keep whole blocks: to compute with those.
+        layouts: ``{parameter name: Layout}``, instead: a block for each, with orders and single weights.
 
     Raises:
         ValueError: For an unknown name, a mask of another shape, or one that keeps a part of a block; the model is
             untouched.
     """
-    block = options.block_of(engine, block)
+    if layouts is None:
+        layouts = _plain_layouts(masks, options.block_of(engine, block))
+    else:
+        options.layouts_of(engine, block, layouts, masks)
     pool = masked_pool(model, masks)
-    layouts = {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}
     layers = _layers(model, pool, masks, engine, {}, layouts, {})
-    return _convert(model, pool, Pruned(dict(masks), layers, layouts), optimizer)
+    return _convert(model, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
 
 
 def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
@@ -236,6 +240,11 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     return pool
 
 
+def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
+    """The same block for every weight that has room for one."""
+    return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}
+
+
 def _layers(
     model: nn.Module,
     pool: list[Prunable],
@@ -251,19 +260,15 @@ def _layers(
         mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
         obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
         layout = layouts.get(entry.fqn)
-        # Block kernels know no orders and no single weights yet: such masks are computed with weight by weight.
-        kept_block = layout.block if layout is not None and not layout.ordered and layout.singles is None else None
         work = None
         if obstacle is None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn), kept_block)
+            work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
         with _naming(entry):
-            choice = engines.choose(engine, work, mask, obstacle=obstacle)
-        if layout is not None and kept_block is None and choice.reason == engines.NO_BLOCKS:
-            choice = replace(choice, reason="block kernels know no order or single weights yet")
+            choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = type(module).__name__, None if layout is None else layout.block
         flow = flows.get(entry.fqn)
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, flow))
+        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout, flow))
     return layers
 
 
@@ -285,9 +290,9 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    block = layer.block if layer.engine == "bsr" else None
+    layout = layer.layout if layer.engine == "bsr" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, block)
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
 
 
 @contextlib.contextmanager

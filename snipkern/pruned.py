@@ -52,7 +52,9 @@ class Pruned:
         layers = [
             layer
             if layer.work is None or engines.missing_kernels(layer.work.device)
-            else dataclasses.replace(layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice))
+            else dataclasses.replace(
+                layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice, layer.layout)
+            )
             for layer in self.layers
         ]
         return dataclasses.replace(self, layers=layers)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from snipkern.allocation.flow import Flow
 from snipkern.engine import Choice
+from snipkern.layout import Layout
 from snipkern.workload import Workload
 
 __all__ = ["Layer", "table"]
@@ -30,6 +31,7 @@ class Layer:
         kept, numel: Kept weights and all of them.
         choice: How the layer computes, and why.
         block: Height and width of the blocks that are kept, or None: single weights.
+        layout: The same with orders and single weights, or None.
         work: What it computes in a training step; None where there is no sparse kernel for it.
         flow: Which of its inputs and outputs are dead; None where nobody has looked.
     """
@@ -42,6 +44,7 @@ class Layer:
     choice: Choice
     block: tuple[int, int] | None = None
     work: Workload | None = None
+    layout: Layout | None = None
     flow: Flow | None = None
 
     @property
@@ -68,6 +71,13 @@ class Layer:
     def density(self) -> float:
         """Kept share, in [0, 1]."""
         return self.kept / self.numel if self.numel else 1.0
+
+
+def blocks_of(layer: Layer) -> str:
+    """A layer's block in the table; what is kept beside blocks counts as single weights."""
+    text = "x".join(map(str, layer.block or (1, 1)))
+    singles = layer.layout.singles if layer.layout else None
+    return f"{text} + {singles.count() / max(layer.kept, 1):.0%} 1x1" if singles else text
 
 
 def table(layers: Sequence[Layer], title: str) -> str:
@@ -100,7 +110,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.kept:,}",
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
-            *(["x".join(map(str, layer.block or (1, 1)))] if blocks else []),
+            *([blocks_of(layer)] if blocks else []),
             *(_flow(layer) if seen else []),
             layer.engine,
             layer.reason,

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from snipkern.layout import Layout
 from snipkern.ops.checks import conv_output_size
 
 __all__ = ["Call", "Workload", "workload"]
@@ -52,6 +53,8 @@ class Workload:
         channels_last: Whether a convolution's weight is in that memory format, and so its input probably too.
         assumed: Whether the input is a guess.
         block: Height and width of the blocks that are kept, or None: single weights.
+        singles: Kept weights beside whole blocks.
+        ordered: Whether the blocks lie on a grid whose rows and columns have another order than the weight's.
     """
 
     shape: tuple[int, ...]
@@ -67,6 +70,8 @@ class Workload:
     channels_last: bool = False
     assumed: bool = False
     block: tuple[int, int] | None = None
+    singles: int = 0
+    ordered: bool = False
 
     @property
     def kind(self) -> str:
@@ -96,9 +101,7 @@ class Workload:
         return cast(nn.Conv2d, conv.to(memory_format=torch.channels_last) if self.channels_last else conv)  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
 
 
-def workload(
-    module: nn.Linear | nn.Conv2d, kept: int, call: Call | None, block: tuple[int, int] | None = None
-) -> Workload:
+def workload(module: nn.Linear | nn.Conv2d, kept: int, call: Call | None, layout: Layout | None = None) -> Workload:
     """Of a layer, as it was called, or for an input of usual size where that is not known."""
     weight, shape = module.weight, tuple(module.weight.shape)
     size = () if call is None else call.input
@@ -119,7 +122,9 @@ def workload(
         bias=module.bias is not None,
         input_grad=call is None or call.input_grad,
         assumed=not known,
-        block=block,
+        block=None if layout is None else layout.block,
+        singles=layout.singles.count() if layout and layout.singles else 0,
+        ordered=layout is not None and layout.ordered,
     )
     if isinstance(module, nn.Linear):
         return work

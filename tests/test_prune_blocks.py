@@ -106,7 +106,7 @@ def test_copies_and_checkpoints_keep_the_block(batch):
     by_weight.load_state_dict(state)  # the same mask, computed with single weights
     torch.testing.assert_close(by_weight(x), model(x))
     wrong = {**state, "0.weight_block": torch.tensor([3, 3])}
-    with pytest.raises(ValueError, match=r"load_: the block of '0.weight' must fit its mask \(BlockTopology: "):
+    with pytest.raises(ValueError, match=r"load_: the layout of '0.weight' must fit its mask \(BlockTopology: "):
         sk.load_(make_mlp(), wrong)
     assert isinstance(sk.to_dense_(model)[0], nn.Linear)
 
@@ -158,7 +158,7 @@ def test_auto_prefers_blocks_where_they_are_faster(tier, monkeypatch):
     layer = Workload((4096, 4096), 4096**2 // 20, (128, 4096))
     conv = Workload((512, 512, 3, 3), 512 * 512 * 9 // 50, (128, 512, 4, 4), padding=(1, 1))
     mask = Mask.full((1, 1))  # only a measurement would look at it
-    monkeypatch.setattr(engine, "measure", lambda work, mask: Times(1.0, 1.1, 0.5))
+    monkeypatch.setattr(engine, "measure", lambda *_: Times(1.0, 1.1, 0.5))
     with run_on(tier):
         for block in ((4, 1), (16, 16), (1, 4), (2, 2)):
             assert choose("auto", replace(layer, block=block), mask).engine in engine.SPARSE_ENGINES

@@ -9,7 +9,10 @@ namespace {
 BsrIndex block_view(const char* op, const Tensor& topology, int64_t nnz, const Conv2dShape& shape, int64_t block_height,
                     int64_t block_width) {
   const int64_t cols = shape.in_channels * shape.kernel[0] * shape.kernel[1];
-  return block_index(op, topology, nnz, shape.out_channels, cols, block_height, block_width);
+  const BsrIndex index = block_index(op, topology, nnz, shape.out_channels, cols, block_height, block_width);
+  SNIPKERN_REQUIRE(index.row_place == nullptr, op, "another order",
+                   "rows and columns of the topology must be in the weight's order");
+  return index;
 }
 
 Tensor conv2d_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& topology,

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bsr_backward_cpu(const Tensor& grad, con
   require_values(kOp, values, x, "x");
   const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
-  Tensor grad_x = torch::stable::new_empty(x, {x.size(0), cols});
+  Tensor grad_x = new_output(x, {x.size(0), cols});
   Tensor grad_values = torch::stable::new_empty(x, {values.numel()});
   Tensor grad_bias = torch::stable::new_empty(x, {with_bias ? rows : 0});
   SddmmBsr call = value_grad(kOp, dy, x_rows, index, grad_values);

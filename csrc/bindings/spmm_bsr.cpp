@@ -16,7 +16,7 @@ Tensor spmm_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional<T
   const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
-  Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
+  Tensor y = new_output(x, {x.size(0), outputs});
   SpmmBsr call{};
   call.dtype = kernel_dtype(kOp, x);
   call.x = x_rows.const_data_ptr();

@@ -6,13 +6,15 @@
 
 namespace snipkern {
 
-// The kept weights are in row-major order of the dense weight. All rows of a block row keep the same columns, so a
-// block row is a run of `run_length` values for each of its rows, and a block is a stretch of each of these runs.
+// The kept weights are in row-major order of the grid: of the dense weight, or of it with its rows and columns in the
+// grid's order. All rows of a block row keep the same columns, so a block row is a run of `run_length` values for each
+// of its rows, and a block is a stretch of each of these runs.
 struct BsrIndex {
   const int32_t *start, *ptr;  // [block rows + 1]: kept weights and blocks before each block row
   const int32_t* col;          // [blocks]: their block columns
   const int32_t* col_ptr;      // [block columns + 1]: where each block column's list begins
   const int32_t *row, *order;  // [blocks] in that order: their block rows, their numbers in the order of `col`
+  const int32_t *row_place, *col_place;  // [rows], [cols]: where in the grid the weight's lie; null: in their own order
   int64_t rows, cols;
   int64_t block_height, block_width;
 

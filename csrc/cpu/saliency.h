@@ -14,7 +14,7 @@
 
 namespace snipkern {
 
-// |w g|, |w|, (w w) h with the gradient's place taken by h, and w g. The last two can be negative: their
+// |w g|, |w|, w (w h) with the gradient's place taken by h, and w g. The last two can be negative: their
 // keys are the float's bits with the lower 31 flipped where negative, and -0 is 0.
 enum class Score { kSnip, kMagnitude, kObd, kSigned };
 constexpr int kScores = 4;

@@ -29,7 +29,7 @@ inline __attribute__((always_inline)) Vec<float> score_of(const T* weight, const
   const Vec<float> w = widen(weight);
   if constexpr (kScore == Score::kMagnitude) return absolute(w);
   if constexpr (kScore == Score::kSnip) return absolute(w * widen(gradient));
-  if constexpr (kScore == Score::kObd) return (w * w) * widen(gradient);
+  if constexpr (kScore == Score::kObd) return w * (w * widen(gradient));
   if constexpr (kScore == Score::kSigned) return w * widen(gradient);
 }
 

@@ -213,10 +213,10 @@ void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, co
   }
 }
 
-// The sums of packed features over the batch.
+// The sums of packed features over the batch; `place` as for pack_tile().
 template <typename T>
-void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* packed, int64_t features, T* sums,
-                 const TaskRunner& run) {
+void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* packed, int64_t features,
+                 const int32_t* place, T* sums, const TaskRunner& run) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t groups = (features + kN - 1) / kN;
@@ -228,9 +228,10 @@ void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>*
       Vec<A> lanes[kN] = {};
       for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
         const int64_t stride = tiling.vectors(tile) * kN;
-        const A* from = packed + tiling.offset(tile, features) + group * kN * stride;
         for (int i = 0; i < count; ++i) {
-          for (int64_t at = 0; at < stride; at += kN) lanes[i] += load(from + i * stride + at);
+          const int64_t feature = group * kN + i;
+          const A* from = packed + tiling.offset(tile, features) + (place ? place[feature] : feature) * stride;
+          for (int64_t at = 0; at < stride; at += kN) lanes[i] += load(from + at);
         }
       }
       narrow_partial(sums + group * kN, sum_rows<A>(lanes), count);
@@ -249,11 +250,11 @@ void block_gradients(const SddmmBsr& call, const SpmmBsr* input_grad, const Task
   if (input_grad != nullptr) {
     multiply<T>(*input_grad, tiling, a, run);
   } else {
-    pack(static_cast<const T*>(call.a), tiling, rows, a, run);
+    pack(static_cast<const T*>(call.a), tiling, rows, a, run, call.index.row_place);
   }
-  pack(static_cast<const T*>(call.b), tiling, cols, b, run);
+  pack(static_cast<const T*>(call.b), tiling, cols, b, run, call.index.col_place);
   dot_blocks<T>(call, tiling, a, b, run);
-  if (call.bias != nullptr) sum_samples<T>(tiling, a, rows, static_cast<T*>(call.bias), run);
+  if (call.bias != nullptr) sum_samples<T>(tiling, a, rows, call.index.row_place, static_cast<T*>(call.bias), run);
 }
 
 template <typename T>

@@ -22,6 +22,8 @@ struct SpmmBsr {
   int64_t batch;
   void* y;  // [batch, outputs], row-major
 
+  const int32_t* input_place() const { return transpose ? index.row_place : index.col_place; }
+  const int32_t* output_place() const { return transpose ? index.col_place : index.row_place; }
   int64_t inputs() const { return transpose ? index.rows : index.cols; }
   int64_t outputs() const { return transpose ? index.cols : index.rows; }
 };

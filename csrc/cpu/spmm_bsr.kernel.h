@@ -125,11 +125,38 @@ const accumulator_t<T>* wide_values(const void* values, int64_t nnz, const TaskR
   }
 }
 
-// Packs x, to `packed` if that is given, and multiplies.
+// The call with its bias in the grid's order.
 template <typename T>
-void multiply(const SpmmBsr& call, const Tiling<accumulator_t<T>>& tiling, accumulator_t<T>* packed,
+SpmmBsr with_grid_bias(const SpmmBsr& call) {
+  SpmmBsr moved = call;
+  if (call.bias == nullptr || call.output_place() == nullptr) return moved;
+  T* bias = scratch<T>(Slot::kBias, call.outputs());
+  for (int64_t i = 0; i < call.outputs(); ++i) bias[call.output_place()[i]] = static_cast<const T*>(call.bias)[i];
+  moved.bias = bias;
+  return moved;
+}
+
+// Brings samples [begin, end) of y from the grid's order to the weight's. A sample's outputs fit in L1 as a rule, where
+// any order costs the same; tiles of outputs don't.
+template <typename T>
+void order_outputs(const SpmmBsr& call, int64_t begin, int64_t end) {
+  const int64_t outputs = call.outputs();
+  const int32_t* place = call.output_place();
+  T* row = scratch<T>(Slot::kPartial, outputs);
+  T* y = static_cast<T*>(call.y) + begin * outputs;
+  for (int64_t sample = begin; sample < end; ++sample, y += outputs) {
+    std::memcpy(row, y, outputs * sizeof(T));
+    for (int64_t i = 0; i < outputs; ++i) y[i] = row[place[i]];
+  }
+}
+
+// Packs x, to `packed` if that is given, and multiplies. Where the grid has an order of its own x is packed in that.
+template <typename T>
+void multiply(const SpmmBsr& given, const Tiling<accumulator_t<T>>& tiling, accumulator_t<T>* packed,
               const TaskRunner& run) {
   using A = accumulator_t<T>;
+  const SpmmBsr call = with_grid_bias<T>(given);
+  const bool ordered = call.output_place() != nullptr;
   const T* x = static_cast<const T*>(call.x);
   const int64_t nnz = call.index.nnz(), inputs = call.inputs(), outputs = call.outputs();
   const A* values = wide_values<T>(call.values, nnz, run);
@@ -141,13 +168,15 @@ void multiply(const SpmmBsr& call, const Tiling<accumulator_t<T>>& tiling, accum
     run_if_worth(run, work, tiles, [&](int64_t tile) {
       A* own = packed != nullptr ? packed + tiling.offset(tile, inputs)
                                  : scratch<A>(Slot::kPackedInput, tiling.samples() * inputs);
-      pack_tile(x, tiling, inputs, tile, 0, inputs, own);
-      multiply_blocks<T>(call, values, own, tiling.vectors(tile), tile * tiling.samples(), 0, blocks);
+      const int64_t sample = tile * tiling.samples();
+      pack_tile(x, tiling, inputs, tile, 0, inputs, own, call.input_place());
+      multiply_blocks<T>(call, values, own, tiling.vectors(tile), sample, 0, blocks);
+      if (ordered) order_outputs<T>(call, sample, std::min(call.batch, sample + tiling.samples()));
     });
     return;
   }
   if (packed == nullptr) packed = scratch<A>(Slot::kPackedInput, tiling.size(inputs));
-  pack(x, tiling, inputs, packed, run);
+  pack(x, tiling, inputs, packed, run, call.input_place());
   const int64_t group = block_group<A>(size), groups = (blocks + group - 1) / group;
   const int64_t parts = std::min(groups, task_count(work / tiles, 16 * threads));
   run_if_worth(run, work, tiles * parts, [&](int64_t task) {
@@ -155,6 +184,12 @@ void multiply(const SpmmBsr& call, const Tiling<accumulator_t<T>>& tiling, accum
     multiply_blocks<T>(call, values, packed + tiling.offset(tile, inputs), tiling.vectors(tile),
                        tile * tiling.samples(), part_begin(groups, parts, part) * group,
                        std::min(blocks, part_begin(groups, parts, part + 1) * group));
+  });
+  if (!ordered) return;
+  const double moved = 4.0 * call.batch * outputs;
+  const int64_t pieces = std::min(call.batch, task_count(moved, 16 * threads));
+  run_if_worth(run, moved, pieces, [&](int64_t piece) {
+    order_outputs<T>(call, part_begin(call.batch, pieces, piece), part_begin(call.batch, pieces, piece + 1));
   });
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from snipkern.layout import require_block
 from snipkern.options import one_of
-from snipkern.topology import require_block
 
 __all__ = ["ORDERED_SIDE", "SCOPES", "Allocation", "allocation"]
 

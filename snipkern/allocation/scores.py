@@ -25,7 +25,7 @@ Flags = NDArray[np.bool_]
 
 # Candidates that are always listed, the share of a layer that is in large ones, and the bits of a key that one
 # histogram resolves.
-CANDIDATES, WEIGHTS_PER_CANDIDATE, BITS = 1 << 17, 64, 11
+CANDIDATES, WEIGHTS_PER_CANDIDATE, BITS = 1 << 17, 64, 16
 # Layers up to this size have rows and columns compared by all their scores, up to so many; larger ones by sums of
 # so many random groups of them.
 SMALL, SMALL_FEATURES, FEATURES = 1 << 20, 1024, 128
@@ -140,7 +140,7 @@ def features(weight: Tensor, gradient: Tensor, live: Live) -> tuple[Floats, Floa
 def largest(weight: Tensor, gradient: Tensor, scales: Scales, count: int) -> Mask:
     """The ``count`` elements with the largest scores of ``w * (row * col)``; ties by row-major index.
 
-    Cost: one read for up to ``CANDIDATES`` elements, usually three above.
+    Cost: one read for up to ``CANDIDATES`` elements, usually three reads above.
     """
     weighing = (SNIP, scales.row, scales.col)
     low, high, above, inside = 0, INFINITY_KEY, 0, weight.numel()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.sparse import SparseConv2d, SparseLinear, SparseWeight
 from snipkern.ops.checks import FLOATS
-from snipkern.topology import BlockTopology, Topology
+from snipkern.topology import BaseTopology, build
 
 __all__ = ["Conversion", "apply_", "prepare", "sparse_obstacle", "to_dense_"]
 
@@ -70,21 +71,26 @@ class Conversion:
     mask: Mask
     before: nn.Parameter
     values: nn.Parameter | None
-    topology: Topology | None
+    topology: BaseTopology | None
 
 
-def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, block: tuple[int, int] | None = None) -> Conversion:
+def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, layout: Layout | None = None) -> Conversion:
     """Builds what a conversion needs, changing nothing. Cost: sorts the kept weights' indices once.
 
     Args:
         sparse: To a sparse module; else to a guarded dense weight.
-        block: Of the blocks that the sparse module is to compute with; None: single weights.
+        layout: The blocks that the sparse module is to compute with; None: single weights.
+
+    Raises:
+        ValueError: For a layout that does not fit the mask, and for one of a convolution with orders.
     """
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None)
-    topology = Topology(mask) if block is None else BlockTopology(mask, block)
+    if layout is not None and layout.ordered and isinstance(module, nn.Conv2d):
+        raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
+    topology = build(mask, layout)
     index = topology.flat_index(parameter.device)
     values = nn.Parameter(parameter.detach().reshape(-1)[index], parameter.requires_grad)
     vars(values).update(vars(parameter))
@@ -133,7 +139,7 @@ def _restore_fast_paths(model: nn.Module) -> None:
                 setattr(module, attribute, module.__dict__.pop(FAST_PATH_BEFORE))
 
 
-def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: Topology) -> None:
+def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseTopology) -> None:
     others = {name: p for name, p in module._parameters.items() if name != "weight"}
     module._parameters.clear()
     module._parameters["weight_values"] = values
@@ -143,7 +149,7 @@ def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: Topol
     module.__class__ = SPARSE_CLASSES[type(module)]
 
 
-def sparse_copy(dense: nn.Module, mask: Mask, op: str, block: tuple[int, int] | None = None) -> nn.Module:
+def sparse_copy(dense: nn.Module, mask: Mask, op: str, layout: Layout | None = None) -> nn.Module:
     """A sparse copy of one dense module; the original stays as it is."""
     if not isinstance(dense, tuple(SPARSE_CLASSES)) or isinstance(dense, SparseWeight):
         raise ValueError(f"{op}: the module must be a dense nn.Linear or nn.Conv2d (got {type(dense).__name__})")
@@ -152,7 +158,7 @@ def sparse_copy(dense: nn.Module, mask: Mask, op: str, block: tuple[int, int] | 
     if obstacle:
         raise ValueError(f"{op}: the module must have a sparse kernel (got: {obstacle})")
     module = copy.deepcopy(dense)
-    apply_(module, [prepare(module, "weight", mask, True, block)])
+    apply_(module, [prepare(module, "weight", mask, True, layout)])
     return module
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snipkern.ops.eager import differentiable
-from snipkern.topology import BlockTopology, Topology
+from snipkern.topology import BaseTopology, BlockTopology, MixedTopology, Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
 
@@ -18,14 +18,15 @@ conv2d_csr = differentiable("conv2d_csr")
 conv2d_bsr = differentiable("conv2d_bsr")
 
 
-def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology) -> Tensor:
+def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology) -> Tensor:
     """``x W^T + bias`` over the kept weights only.
 
     Args:
         x: ``[..., in_features]``; float32, float64, float16 or bfloat16.
-        values: ``[kept]``, of x's dtype: the kept weights in row-major order.
+        values: ``[kept]``, of x's dtype: the kept weights in the topology's order.
         bias: ``[out_features]`` or None.
-        topology: Of the weight ``[out_features, in_features]``; a ``BlockTopology`` computes with whole blocks.
+        topology: Of the weight ``[out_features, in_features]``; a ``BlockTopology`` computes with whole blocks, a
+            ``MixedTopology`` with both kinds of kernels.
 
     Returns:
         ``[..., out_features]``; differentiable any number of times in x, values and bias.
@@ -36,19 +37,35 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Topo
     if x.shape[-1:] != (cols,):
         raise ValueError(f"sparse_linear: x must be [..., {cols}] (got {list(x.shape)})")
     flat = x if x.dim() == 2 else x.reshape(-1, cols)
-    index = topology.on(x.device)
-    if isinstance(topology, BlockTopology):
-        y = spmm_bsr(flat, values, bias, index, rows, cols, *topology.block, False)
+    if isinstance(topology, MixedTopology):
+        of_blocks, single = mixed_values("sparse_linear", values, topology)
+        y = _linear(flat, of_blocks, bias, topology.blocks) + _linear(flat, single, None, topology.singles)
     else:
-        y = spmm_csr(flat, values, bias, index, rows, cols, False)
+        y = _linear(flat, values, bias, topology)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], rows)
+
+
+def _linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology) -> Tensor:
+    assert isinstance(topology, Topology)
+    index, size = topology.on(x.device), (topology.rows, topology.cols)
+    if isinstance(topology, BlockTopology):
+        return spmm_bsr(x, values, bias, index, *size, *topology.block, False)
+    return spmm_csr(x, values, bias, index, *size, False)
+
+
+def mixed_values(name: str, values: Tensor, topology: MixedTopology) -> tuple[Tensor, Tensor]:
+    """The values of the blocks, and those of the single weights."""
+    if values.shape != (topology.nnz,):
+        raise ValueError(f"{name}: values must be [{topology.nnz}] (got {list(values.shape)})")
+    of_blocks, single = values.split([topology.blocks.nnz, topology.singles.nnz])
+    return of_blocks, single
 
 
 def sparse_conv2d(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    topology: Topology,
+    topology: BaseTopology,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -57,10 +74,10 @@ def sparse_conv2d(
 
     Args:
         x: ``[batch, channels, height, width]`` or ``[channels, height, width]``.
-        values: ``[kept]``, of x's dtype: the kept weights in row-major order.
+        values: ``[kept]``, of x's dtype: the kept weights in the topology's order.
         bias: ``[out_channels]`` or None.
         topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``; a block topology, of its
-            view ``[out_channels, everything else]``, takes the block kernels.
+            view ``[out_channels, everything else]``, takes the block kernels, a mixed one both kinds.
         stride, padding, dilation: Height and width.
 
     Returns:
@@ -76,15 +93,26 @@ def sparse_conv2d(
         )
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     window = list(stride), list(padding), list(dilation)
-    index = topology.on(x.device)
-    if isinstance(topology, BlockTopology):
-        y = conv2d_bsr(batched, values, bias, index, shape, *topology.block, *window)
+    if isinstance(topology, MixedTopology):
+        of_blocks, single = mixed_values("sparse_conv2d", values, topology)
+        y = _conv2d(batched, of_blocks, bias, topology.blocks, window)
+        y = y + _conv2d(batched, single, None, topology.singles, window)
     else:
-        y = conv2d_csr(batched, values, bias, index, shape, *window)
+        y = _conv2d(batched, values, bias, topology, window)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
-def dense_weight(values: Tensor, topology: Topology) -> Tensor:
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology, window: tuple[list[int], ...]
+) -> Tensor:
+    assert isinstance(topology, Topology)
+    index, shape = topology.on(x.device), list(topology.mask.shape)
+    if isinstance(topology, BlockTopology):
+        return conv2d_bsr(x, values, bias, index, shape, *topology.block, *window)
+    return conv2d_csr(x, values, bias, index, shape, *window)
+
+
+def dense_weight(values: Tensor, topology: BaseTopology) -> Tensor:
     """The weight as a dense tensor of the mask's shape, zero where pruned; differentiable in the values."""
     index = topology.flat_index(values.device)
     flat = values.new_zeros(topology.mask.numel).index_put((index,), values)

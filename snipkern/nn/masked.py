@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from snipkern import backends
 from snipkern.masks import Mask
-from snipkern.nn.sparse import MASK_SUFFIX, foreign_mask, stray_weights
+from snipkern.nn import state
+from snipkern.nn.state import MASK_SUFFIX
 from snipkern.ops.checks import FLOATS
 from snipkern.ops.eager import differentiable
 
@@ -187,15 +188,18 @@ def _check_masks(
         key, mask = f"{prefix}{name}", guard.mask
         words = state_dict.pop(key + MASK_SUFFIX, None)
         values = state_dict.pop(f"{key}_values", None)
-        error = None if words is None else foreign_mask(key, words, mask)
-        if error is None and values is not None:
-            dense = values.new_zeros(mask.shape)
-            dense[mask.to_dense(dense.device)] = values
-            state_dict[key] = dense
-        elif error is None and key in state_dict and state_dict[key].shape == mask.shape:
-            error = stray_weights(key, state_dict[key], mask)
-        if error:
-            error_msgs.append(error)
+        try:
+            saved = state.take_layout(state_dict, key, mask)
+            if words is not None:
+                state.require_mask(key, words, mask)
+            if values is not None:
+                dense = values.new_zeros(mask.shape)
+                dense[mask.to_dense(dense.device)] = state.row_major(key, values, mask, saved)
+                state_dict[key] = dense
+            elif key in state_dict and state_dict[key].shape == mask.shape:
+                state.require_zeros(key, state_dict[key], mask)
+        except ValueError as error:
+            error_msgs.append(str(error))
             state_dict[key] = guard.parameter.detach()
 
 

@@ -9,41 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snipkern.layout import Layout, one_layout
 from snipkern.masks import Mask
-from snipkern.nn import functional
-from snipkern.topology import BlockTopology, Topology
+from snipkern.nn import functional, state
+from snipkern.nn.state import BLOCK_SUFFIX as BLOCK_SUFFIX
+from snipkern.nn.state import MASK_SUFFIX as MASK_SUFFIX
+from snipkern.topology import BaseTopology
 
 __all__ = ["SparseConv2d", "SparseLinear", "SparseWeight"]
-
-MASK_SUFFIX = "_mask"
-BLOCK_SUFFIX = "_block"
-
-
-def foreign_mask(key: str, words: Tensor, mask: Mask) -> str | None:
-    """What is wrong with a mask loaded for a weight that has one, if anything."""
-    if torch.equal(words.cpu(), mask.words):
-        return None
-    return f"{key}: the state dict's mask must be the module's (got another mask)"
-
-
-def stray_weights(key: str, dense: Tensor, mask: Mask) -> str | None:
-    """What is wrong with a dense weight of the mask's shape loaded for a masked one, if anything."""
-    stray = int(torch.count_nonzero(dense.detach()[~mask.to_dense(dense.device)]))
-    return f"{key}: must be zero outside the mask (got {stray} non-zero pruned weights)" if stray else None
 
 
 class SparseWeight(nn.Module):
     """What sparse modules share: a weight of which only the kept entries exist.
 
-    ``weight_values`` is the one trainable parameter for the weight, 1-D, the kept entries in row-major order. ``mask``
-    and ``topology`` are fixed. ``weight`` is a dense tensor made on demand; writing to it changes nothing.
+    ``weight_values`` is the one trainable parameter for the weight, 1-D: the kept entries in row-major order, or where
+    a layout has orders or single weights in that of its topology (``topology.flat_index`` tells which one is which).
+    ``mask`` and ``topology`` are fixed. ``weight`` is a dense tensor made on demand; writing to it changes nothing.
 
-    A state dict holds ``weight_values`` and ``weight_mask`` (the packed words of the mask), and ``weight_block``
-    (height and width) where the kernels compute with blocks. Loading takes that, checking that the mask is the same
-    one, or a dense ``weight`` that is zero wherever the mask is.
+    A state dict holds ``weight_values`` and ``weight_mask`` (the packed words of the mask), and what there is of a
+    layout: ``weight_block`` (height and width), ``weight_order`` (the row order, and behind it the column order) and
+    ``weight_singles`` (words as the mask's). Loading takes that, checking that the mask is the same one and bringing
+    the values of another layout into the module's order, or a dense ``weight`` that is zero wherever the mask is.
     """
 
-    topology: Topology
+    topology: BaseTopology
     weight_values: nn.Parameter
     bias: nn.Parameter | None
     #: The class to become again when made dense.
@@ -57,7 +46,13 @@ class SparseWeight(nn.Module):
     @property
     def block(self) -> tuple[int, int] | None:
         """Height and width of the blocks that the kernels compute with, or None: single weights."""
-        return self.topology.block if isinstance(self.topology, BlockTopology) else None
+        layout = self.topology.layout
+        return None if layout is None else layout.block
+
+    @property
+    def layout(self) -> Layout | None:
+        """The grid of blocks that the kernels compute with, or None: single weights."""
+        return self.topology.layout
 
     @property
     def weight(self) -> Tensor:
@@ -92,15 +87,17 @@ class SparseWeight(nn.Module):
                 self.bias.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
-        kept = f"{super().extra_repr()}, kept={self.topology.nnz} ({self.mask.density:.2%})"
-        block = self.block
-        return kept if block is None else f"{kept}, block={block[0]}x{block[1]}"
+        parts = [super().extra_repr(), f"kept={self.topology.nnz} ({self.mask.density:.2%})"]
+        layout = self.topology.layout
+        if layout is not None:
+            parts.append(f"block={layout.block[0]}x{layout.block[1]}")
+            parts += ["ordered"] if layout.ordered else []
+            parts += [f"singles={layout.singles.count()}"] if layout.singles else []
+        return ", ".join(parts)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight{MASK_SUFFIX}"] = self.mask.words.clone()
-        if self.block is not None:
-            destination[f"{prefix}weight{BLOCK_SUFFIX}"] = torch.tensor(self.block)
+        state.write(destination, f"{prefix}weight", self.mask, self.topology.layout)
 
     def _load_from_state_dict(
         self,
@@ -124,41 +121,43 @@ class SparseWeight(nn.Module):
     def _take_weight(self, state_dict: dict[str, Any], prefix: str) -> str | None:
         """Turns the entries for the weight into ``weight_values`` alone; returns what is wrong with them, or None."""
         key = f"{prefix}weight"
-        words = state_dict.pop(key + MASK_SUFFIX, None)
-        state_dict.pop(key + BLOCK_SUFFIX, None)  # how to compute is the module's choice, for the same mask
-        dense = state_dict.pop(key, None)
-        if words is not None:
-            error = foreign_mask(key, words, self.mask)
-            if error:
-                return error
-        elif dense is None and f"{key}_values" in state_dict:
-            return f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)"
-        if dense is None:
-            return None
-        shape = list(self.mask.shape)
-        if list(dense.shape) != shape:
-            return f"{key}: shape must be {shape} (got {list(dense.shape)})"
-        error = stray_weights(key, dense, self.mask)
-        if error is None:
-            state_dict[f"{key}_values"] = dense.detach().reshape(-1)[self.topology.flat_index(dense.device)]
-        return error
+        words, dense = state_dict.pop(key + MASK_SUFFIX, None), state_dict.pop(key, None)
+        values = state_dict.get(f"{key}_values")
+        try:
+            saved = state.take_layout(state_dict, key, self.mask)
+            if words is not None:
+                state.require_mask(key, words, self.mask)
+            elif dense is None and values is not None:
+                return f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)"
+            if dense is not None:
+                state.require_zeros(key, dense, self.mask)
+                state_dict[f"{key}_values"] = dense.detach().reshape(-1)[self.topology.flat_index(dense.device)]
+            elif values is not None:
+                state_dict[f"{key}_values"] = state.rearranged(key, values, self.mask, saved, self.topology)
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
     """An ``nn.Linear`` that computes with its kept weights only; see :class:`SparseWeight`."""
 
     @classmethod
-    def from_dense(cls, linear: nn.Linear, mask: Mask, block: tuple[int, int] | None = None) -> SparseLinear:
+    def from_dense(
+        cls, linear: nn.Linear, mask: Mask, block: tuple[int, int] | None = None, layout: Layout | None = None
+    ) -> SparseLinear:
         """A sparse copy of a linear layer; the original stays as it is.
 
         Args:
             linear: Its weight ``[out_features, in_features]`` gives the values; the bias is copied.
             mask: Of the weight's shape.
             block: Height and width, for a mask that keeps whole blocks: to compute with those.
+            layout: The same, with orders and single weights.
         """
         from snipkern.nn.convert import sparse_copy
 
-        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", block))
+        layout = one_layout("SparseLinear.from_dense", block, layout)
+        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", layout))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)
@@ -169,7 +168,9 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
     """An ``nn.Conv2d`` (one group) that computes with its kept weights only; see :class:`SparseWeight`."""
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv2d, mask: Mask, block: tuple[int, int] | None = None) -> SparseConv2d:
+    def from_dense(
+        cls, conv: nn.Conv2d, mask: Mask, block: tuple[int, int] | None = None, layout: Layout | None = None
+    ) -> SparseConv2d:
         """A sparse copy of a convolution; the original stays as it is.
 
         Args:
@@ -177,10 +178,12 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
             mask: Of the weight's shape.
             block: Height and width in the view ``[out_channels, everything else]``, for a mask that keeps whole blocks
                 of it: to compute with those.
+            layout: The same, with single weights; rows and columns stay in the weight's order.
         """
         from snipkern.nn.convert import sparse_copy
 
-        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", block))
+        layout = one_layout("SparseConv2d.from_dense", block, layout)
+        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", layout))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)

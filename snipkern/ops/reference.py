@@ -21,7 +21,8 @@ from snipkern.ops.reference_saliency_sums import saliency_block_sums as saliency
 from snipkern.ops.reference_saliency_sums import saliency_sweep as saliency_sweep
 from snipkern.ops.reference_zero_pruned import zero_pruned as zero_pruned
 from snipkern.ops.reference_zero_pruned import zero_pruned_ as zero_pruned_
-from snipkern.topology import block_flat_index, flat_index
+from snipkern.topology_block import block_flat_index
+from snipkern.topology_csr import flat_index
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -125,9 +126,30 @@ def block_positions(
     name: str, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
 ) -> Tensor:
     """Flat positions of the kept weights, after a check of what the index says of their number."""
-    held = int(topology[-(-rows // block_height)])
+    size = rows, cols, block_height, block_width
+    block_rows = -(-rows // block_height)
+    held, blocks = int(topology[block_rows]), int(topology[2 * block_rows + 1])
+    schema_bsr.require_block_topology(name, topology, nnz, *size, blocks)
     require(held == nnz, name, f"topology must be of a mask with {nnz} kept weights", held)
-    return block_flat_index(topology, rows, cols, nnz, (block_height, block_width))
+    return block_flat_index(topology, rows, cols, nnz, (block_height, block_width), has_places(topology, *size))
+
+
+def has_places(topology: Tensor, rows: int, cols: int, block_height: int, block_width: int) -> bool:
+    """Whether the grid of a block topology has rows and columns in an order of its own."""
+    block_rows = -(-rows // block_height)
+    blocks = int(topology[2 * block_rows + 1])
+    return topology.numel() > 2 * block_rows + -(-cols // block_width) + 3 + 3 * blocks
+
+
+def conv_block_positions(
+    name: str, topology: Tensor, nnz: int, weight_shape: Sequence[int], block: tuple[int, int]
+) -> Tensor:
+    """The same for a convolution's weight, whose grid must not have an order of its own."""
+    size = weight_shape[0], topology_cols(weight_shape)
+    index = block_positions(name, topology, nnz, *size, *block)
+    ordered = has_places(topology, *size, *block)
+    require(not ordered, name, "rows and columns of the topology must be in the weight's order", "another order")
+    return index
 
 
 def conv2d_csr(
@@ -235,8 +257,7 @@ def conv2d_bsr_weight_grad(
 ) -> Tensor:
     block, window = (block_height, block_width), (stride, padding, dilation)
     schema_conv2d_bsr.conv2d_bsr_weight_grad(grad, x, topology, nnz, weight_shape, *block, *window)
-    size = weight_shape[0], topology_cols(weight_shape)
-    index = block_positions("conv2d_bsr_weight_grad", topology, nnz, *size, *block)
+    index = conv_block_positions("conv2d_bsr_weight_grad", topology, nnz, weight_shape, block)
     dtype = sum_dtype(grad.dtype)
     weight = grad.new_empty(*weight_shape, dtype=dtype)
     return dense_backward(grad.to(dtype), x.to(dtype), weight, *window, 1).reshape(-1)[index].to(grad.dtype)
@@ -246,7 +267,8 @@ def block_conv_weight(
     name: str, values: Tensor, topology: Tensor, weight_shape: Sequence[int], block: tuple[int, int]
 ) -> Tensor:
     size = weight_shape[0], topology_cols(weight_shape)
-    return scattered(values, block_positions(name, topology, values.shape[0], *size, *block), *size).view(*weight_shape)
+    index = conv_block_positions(name, topology, values.shape[0], weight_shape, block)
+    return scattered(values, index, *size).view(*weight_shape)
 
 
 def topology_cols(weight_shape: Sequence[int]) -> int:

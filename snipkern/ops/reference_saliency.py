@@ -52,7 +52,9 @@ def scores_of(weight: Tensor, gradient: Tensor | None, score: int = SNIP, scale:
         w = w * scale
     if score == MAGNITUDE or gradient is None:
         return w.abs()
-    product = (w * w if score == OBD else w) * gradient.to(torch.float32)
+    product = w * gradient.to(torch.float32)
+    if score == OBD:
+        product *= w
     return product.abs_() if score == SNIP else product
 
 
@@ -181,7 +183,7 @@ def saliency_histogram(
     counts = weight.new_zeros(bins, dtype=torch.int64)
     for _, key in Scored(weight, gradient, score, row_scale, col_scale).key_chunks():
         inside = key[(key >= low) & (key <= high)]
-        counts += torch.bincount((inside - low) >> shift, minlength=bins)
+        counts += torch.bincount((inside.long() - low) >> shift, minlength=bins)
     return counts
 
 

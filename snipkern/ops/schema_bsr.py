@@ -1,7 +1,8 @@
 """The contract of the products with weights that keep whole blocks, the counterparts of the ``csr`` ops.
 
 Their topology is the packed index of a :class:`snipkern.topology.BlockTopology` with the same block; values are the
-kept weights in row-major order of the dense weight, as everywhere. It is trusted like every topology.
+kept weights in row-major order of its grid, which is that of the dense weight unless the topology holds orders. It is
+trusted like every topology.
 """
 
 from __future__ import annotations
@@ -14,19 +15,29 @@ from snipkern.ops.schema import op
 
 
 def require_block_topology(
-    name: str, topology: Tensor, nnz: int, rows: int, cols: int, block_height: int, block_width: int
+    name: str,
+    topology: Tensor,
+    nnz: int,
+    rows: int,
+    cols: int,
+    block_height: int,
+    block_width: int,
+    blocks: int | None = None,
 ) -> None:
-    """Its size leaves the number of blocks open; a kernel, which may read it, asks for ``nnz`` kept weights too."""
+    """Its size leaves open how many blocks there are and whether the grid has an order of its own.
+
+    A kernel, which may read the index, tells ``blocks``, and asks for ``nnz`` kept weights too.
+    """
     require(block_height > 0 and block_width > 0, name, "a block must not be empty", f"{block_height} x {block_width}")
-    fixed = 2 * -(-rows // block_height) + -(-cols // block_width) + 3
-    entries = topology.numel() - fixed
-    blocks = entries // 3
+    entries = topology.numel() - (2 * -(-rows // block_height) + -(-cols // block_width) + 3)
+    possible = [(entries - places) // 3 for places in (0, rows + cols) if (entries - places) % 3 == 0]
+    if blocks is not None:
+        possible = [count for count in possible if count == blocks]
     require(
         topology.dtype == torch.int32
         and topology.dim() == 1
         and topology.is_contiguous()
-        and entries % 3 == 0
-        and 0 <= blocks <= nnz <= blocks * block_height * block_width,
+        and any(0 <= count <= nnz <= count * block_height * block_width for count in possible),
         name,
         f"topology must be the int32 index of a {rows} x {cols} mask with {nnz} kept weights in blocks of"
         f" {block_height} x {block_width}",
@@ -53,7 +64,7 @@ def spmm_bsr(
 
     Args:
         x: ``[batch, cols]``, or ``[batch, rows]`` with ``transpose``.
-        values: ``[kept]``, row-major.
+        values: ``[kept]``, row-major on the grid.
         bias: ``[rows]``, or ``[cols]`` with ``transpose``.
 
     Returns:
@@ -83,7 +94,7 @@ def sddmm_bsr(
         b: ``[batch, cols]``, of a's dtype.
 
     Returns:
-        ``[nnz]``, of a's dtype, row-major; sums of 16-bit types are in float32.
+        ``[nnz]``, of a's dtype, row-major on the grid; sums of 16-bit types are in float32.
 
     Cost: ``2 * batch * nnz`` operations.
     """
@@ -121,7 +132,7 @@ def spmm_bsr_backward(
     Args:
         grad: ``[batch, rows]``: of the output.
         x: ``[batch, cols]``, of grad's dtype.
-        values: ``[kept]``, row-major.
+        values: ``[kept]``, row-major on the grid.
         with_bias: Whether the bias's gradient is wanted too.
 
     Returns:

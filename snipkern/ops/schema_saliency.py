@@ -2,12 +2,14 @@
 
 A *score* is a float32 product of factors that are each converted to float32 first. Which one, an op's ``score`` says:
 
-====================  ==========  =========================================================
-``SCORES["snip"]``    ``|w g|``   the default
-``"magnitude"``       ``|w|``     reads no gradient, which may be None
-``"obd"``             ``(w w) h`` with the diagonal of the Hessian, ``h``, in the gradient's place
+====================  ============  =======================================================
+``SCORES["snip"]``    ``|w g|``     the default
+``"magnitude"``       ``|w|``       reads no gradient, which may be None
+``"obd"``             ``w (w h)``   the diagonal of the Hessian, ``h``, takes the gradient's place
 ``"signed"``          ``w g``
-====================  ==========  =========================================================
+====================  ============  =======================================================
+
+(In this order of factors an overflow never meets a zero: what is finite gives no NaN.)
 
 Its *key* is an int32 that orders like the scores: the score's bits, of which the lower 31 are flipped where it is
 negative; -0 counts as 0. An overflow is an infinity, of the largest legal key ``0x7f800000`` or, where negative, of the

@@ -32,7 +32,7 @@ def scored(weight, gradient, score):
     return {
         SNIP: lambda: (w * g).abs(),
         MAGNITUDE: lambda: w.abs(),
-        OBD: lambda: w * w * g,
+        OBD: lambda: w * (w * g),
         SIGNED: lambda: w * g,
     }[score]()
 
