@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -267,8 +267,8 @@ def _layers(
         with _naming(entry):
             choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = type(module).__name__, None if layout is None else layout.block
-        flow = flows.get(entry.fqn)
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout, flow))
+        row = report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout)
+        layers.append(replace(row, flow=flows.get(entry.fqn)))
     return layers
 
 
