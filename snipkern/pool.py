@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,10 +10,12 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from snipkern.masks import Mask
+from snipkern.nn import convert
 from snipkern.nn.masked import guards
 from snipkern.nn.sparse import SparseWeight
 
-__all__ = ["Prunable", "prunable"]
+__all__ = ["Prunable", "masked_pool", "prunable"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -89,6 +91,24 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
             "prune: the model must have a prunable weight, a trainable parameter of 2 or more dimensions"
             f" (got none with {chosen} in {type(model).__name__})"
         )
+    return pool
+
+
+def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
+    """The parameters that masks are given for, checked."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    counts: dict[int, int] = {}
+    for parameter in parameters.values():
+        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    pool: list[Prunable] = []
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(f"sparsify_: masks must name parameters of the dense model (got {name!r})")
+        convert.require_mask("sparsify_", name, mask, parameters[name].shape)
+        module, leaf = convert.owner(model, name)
+        path = name.rpartition(".")[0]
+        shared = counts[id(parameters[name])] > 1
+        pool.append(Prunable(name, module, path, leaf, parameters[name], shared))
     return pool
 
 

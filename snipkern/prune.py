@@ -17,7 +17,7 @@ from snipkern.allocation import Flow, Graph, allocate, allocation, watching
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 from snipkern.nn import convert
-from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.pool import FilterFn, Prunable, masked_pool, prunable
 from snipkern.pruned import Pruned
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count
@@ -220,24 +220,6 @@ def sparsify_(
     pool = masked_pool(model, masks)
     layers = _layers(model, pool, masks, engine, {}, layouts, {})
     return _convert(model, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
-
-
-def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
-    """The parameters that masks are given for, checked."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    counts: dict[int, int] = {}
-    for parameter in parameters.values():
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    pool: list[Prunable] = []
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"sparsify_: masks must name parameters of the dense model (got {name!r})")
-        convert.require_mask("sparsify_", name, mask, parameters[name].shape)
-        module, leaf = convert.owner(model, name)
-        path = name.rpartition(".")[0]
-        shared = counts[id(parameters[name])] > 1
-        pool.append(Prunable(name, module, path, leaf, parameters[name], shared))
-    return pool
 
 
 def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:

@@ -24,6 +24,8 @@ __all__ = ["Allocated", "allocate"]
 
 # How often layers are gone through again at most, with what is known then of later layers.
 ROUNDS = 3
+# Share of the kept weights on live paths at which they are left as they are.
+ENOUGH = 0.999
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class _Allocator:
         """
         found = self._forwards({})
         for _ in range(ROUNDS if self.options.cascade else 0):
+            if live_share(found) > ENOUGH:
+                break
             again = self._forwards(found.flows)
             if live_share(again) <= live_share(found):
                 break

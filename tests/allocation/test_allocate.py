@@ -10,7 +10,9 @@ from nets import make_cnn, make_mlp
 from torch import nn
 
 import snipkern as sk
-from snipkern.allocation.scores import Grid
+from snipkern.allocation import allocation
+from snipkern.allocation.layer import block_mask, element_mask
+from snipkern.allocation.scores import Grid, Live
 from snipkern.masks import Mask
 from snipkern.testing import run_on, tiers
 
@@ -258,3 +260,26 @@ def test_layers_that_nobody_can_follow_are_named(batch):
     plan = sk.plan(Odd(), batch, keep=0.2, balance=True)
     assert [layer.flow.traced for layer in plan.layers] == [True, False]
     assert "Not traced what feeds b.weight: all inputs count as alive." in str(plan)
+
+
+@pytest.mark.parametrize(
+    "options", [{"scope": "erk", "block": (4, 4)}, {"scope": "layer"}, {"block": (16, 16)}, {"balance": True}], ids=str
+)
+def test_weights_that_are_not_finite_are_named(options, batch):
+    model = make_net()
+    with torch.no_grad():
+        model[4].weight[0, 3] = float("inf")
+    loss = {"loss_fn": lambda model, batch: nn.functional.cross_entropy(model(batch[0]).nan_to_num(), batch[1])}
+    with pytest.raises(ValueError, match=r"'4.weight' must be finite \(got 1 non-finite of 400\)"):
+        sk.prune_(model, batch, keep=0.2, **options, **loss)
+    assert type(model[0]) is nn.Linear
+
+
+def test_scores_that_overflow_are_the_largest(generator):
+    weight, gradient = (torch.randn(32, 64, generator=generator) for _ in range(2))
+    weight[5, 9], gradient[5, 9] = 1e30, 1e30
+    options = allocation((16, 16), mix=0.2)
+    for order in (False, True):
+        mask, _ = block_mask(weight, gradient, Live(), 600, options, order)
+        assert mask.to_dense()[5, 9] and mask.count() <= 600
+    assert element_mask(weight, gradient, Live(), 50, False).to_dense()[5, 9]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern.allocation import scores as module
 from snipkern.allocation.scores import Grid, Live, Scales, block_sums, half_scales, largest, largest_outside
 from snipkern.testing import random_mask, run_on, tiers
 
@@ -33,22 +32,20 @@ def expected_top(weight, gradient, scales, count, taken=None):
 @pytest.mark.parametrize("tier", tiers())
 @pytest.mark.parametrize("shape", [(33, 41), (20, 3, 5, 2), (1, 1), (70, 1)], ids=str)
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_largest(tier, shape, ties, generator, monkeypatch):
+def test_the_largest(tier, shape, ties, generator):
     weight, gradient = pair(shape, generator, ties)
     rows, cols = shape[0], weight[0].numel()
     live = Live(np.arange(rows) % 5 > 0, np.arange(cols) % 3 > 0)
     with run_on(tier):
-        for candidates in (1 << 17, 10):  # listed at once; narrowed by histograms
-            monkeypatch.setattr(module, "CANDIDATES", candidates)
-            for scales in (Scales(), half_scales(weight, gradient, Live()), half_scales(weight, gradient, live)):
-                for count in {1, weight.numel() // 3 or 1, weight.numel()}:
-                    found = largest(weight, gradient, scales, count)
-                    assert torch.equal(found.to_dense(), expected_top(weight, gradient, scales, count))
-                taken = random_mask(shape, 0.3, generator)
-                count = (weight.numel() - taken.count()) // 2
-                if count:
-                    found = largest_outside(weight, gradient, scales, count, taken)
-                    assert torch.equal(found.to_dense(), expected_top(weight, gradient, scales, count, taken))
+        for scales in (Scales(), half_scales(weight, gradient, Live()), half_scales(weight, gradient, live)):
+            for count in {1, weight.numel() // 3 or 1, weight.numel()}:
+                found = largest(weight, gradient, scales, count)
+                assert torch.equal(found.to_dense(), expected_top(weight, gradient, scales, count))
+            taken = random_mask(shape, 0.3, generator)
+            count = (weight.numel() - taken.count()) // 2
+            if count:
+                found = largest_outside(weight, gradient, scales, count, taken)
+                assert torch.equal(found.to_dense(), expected_top(weight, gradient, scales, count, taken))
 
 
 @pytest.mark.parametrize("tier", tiers())
