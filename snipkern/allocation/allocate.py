@@ -101,11 +101,15 @@ class _Allocator:
             self.counts = erk(shapes, kept, floors(shapes, kept, options.min_keep))
 
     def _too_few(self, shapes: Mapping[str, torch.Size]) -> bool:
-        """Whether a layer may not even keep one block in each block row: then scores of layers don't compare."""
+        """Whether most of what is pruned in blocks may not even keep one block in each block row.
+
+        Then budgets by single scores say little: a few blocks more or less decide whether a layer passes anything on.
+        """
         if self.options.block is None:
             return False
         width = self.options.block[1]
-        return any(0 < self.counts[name] < shapes[name][0] * width for name in self.blocked)
+        few = [name for name in self.blocked if 0 < self.counts[name] < shapes[name][0] * width]
+        return 2 * sum(shapes[name].numel() for name in few) > sum(shapes[name].numel() for name in self.blocked)
 
     def run(self) -> Allocated:
         """Layer by layer, forwards, and again for as long as that brings more of the kept weights to life.

@@ -28,7 +28,7 @@ Flags = NDArray[np.bool_]
 # Layers up to this size have rows and columns compared by all their scores, up to so many; larger ones by sums of
 # so many random groups of them.
 SMALL, SMALL_FEATURES, FEATURES = 1 << 20, 1024, 128
-
+# Of a block: squares and products of such sums stay finite.
 LARGEST_SUM = 1e100
 
 ops = torch.ops.snipkern
