@@ -66,7 +66,7 @@ def test_blocks_as_the_layout_says_within_the_budget(block, options, batch):
 
 
 @pytest.mark.parametrize("engine", ["csr", "masked", "bsr"])
-@pytest.mark.parametrize("options", [{"order": True}, {"mix": 0.5}, {"order": True, "mix": 0.3}], ids=str)
+@pytest.mark.parametrize("options", [{"order": True}, {"mix": 0.5}, {"order": True, "mix": 0.3}, {"mix": 1.0}], ids=str)
 def test_ordered_and_mixed_masks_train(engine, options, batch):
     model = make_net()
     dense = copy.deepcopy(model)
@@ -173,6 +173,12 @@ def test_dead_inputs_score_nothing(batch):
         assert plan.masks["2.weight"].count() > 0
     free = sk.plan(model, batch, keep=0.03, block=(4, 4), cascade=False)
     assert not free.masks["0.weight"].to_dense().any(1).all()
+
+
+def test_floors_hold_for_blocks_too(batch):
+    plan = sk.plan(make_net(), batch, keep=0.1, block=(4, 4), min_keep=470)  # 29.4 blocks
+    assert all(mask.count() >= min(470, mask.numel) for mask in plan.masks.values())
+    assert all(plan.masks[name].count() % 16 == 0 for name in plan.layouts) and abs(plan.kept - 1422) < 16
 
 
 def test_few_blocks_in_the_budget_take_erk(batch):
