@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from torch import Tensor
 
 from snipkern.masks import Mask
+from snipkern.ops.schema_saliency import SCORES
 from snipkern.sources import Alone, Pairs
 from snipkern.topk import top_words
 
@@ -39,31 +40,38 @@ def kept_count(total: int, keep: float | int) -> int:
     return kept
 
 
-def select(pairs: Mapping[str, tuple[Tensor, Tensor]], keep: float | int) -> dict[str, Mask]:
-    """The masks that keep the globally largest ``|w * g|``.
+def select(
+    pairs: Mapping[str, tuple[Tensor, Tensor] | Tensor], keep: float | int, *, score: str = "snip"
+) -> dict[str, Mask]:
+    """The masks that keep the weights with the globally largest scores, ``|w * g|`` unless told otherwise.
 
-    The score of a weight is the float32 product of weight and gradient, each first converted to float32. Kept are the
-    kappa first by (score descending, order of the mapping, row-major index), exactly: ties included, denormals not
-    flushed, an overflow to infinity being the largest score. The same masks come from every backend, instruction set
-    and thread count.
+    A score is a product in float32, to which its factors are first converted. Kept are the kappa first by (score
+    descending, order of the mapping, row-major index), exactly: ties included, denormals not flushed, an overflow to
+    infinity being the largest score, or the least. The same masks come from every backend, instruction set and thread
+    count.
 
     Args:
         pairs: Weight and gradient of each parameter, of one shape and device; any strides, and any mix of float32,
             float64, float16 and bfloat16. They are only read. A mapping that opens its tensors on access (a memory-
             mapped file larger than memory) is asked for each of them once or more per pass.
         keep: Fraction or count to keep; see :func:`kept_count`.
+        score: ``"snip"``, ``|w * g|``; ``"magnitude"``, ``|w|``, where the mapping's values can be the weights alone;
+            ``"obd"``, ``w * (w * h)``, with the diagonal of the Hessian as second of each pair (LeCun, Denker and
+            Solla, "Optimal Brain Damage", 1989); ``"signed"``, ``w * g``, where the most negative go first.
 
     Returns:
         One mask per parameter, in the order of the mapping.
 
     Raises:
-        ValueError: For a bad ``keep``; for an empty mapping; for tensors that do not fit each other; for a weight or
-            gradient that is not finite. Messages name the parameter.
+        ValueError: For a bad ``keep`` or ``score``; for an empty mapping; for tensors that do not fit each other;
+            for a weight or gradient that is not finite. Messages name the parameter.
 
-    Cost: one read of all weights and gradients and little more; up to five where heavy ties lie at the threshold.
+    Cost: one read of all weights and gradients and little more; up to four where heavy ties lie at the threshold.
     Memory besides the masks: about 20 bytes for each candidate, usually well under 1 % of the weights.
     """
-    source = Pairs(pairs)
+    if score not in SCORES:
+        raise ValueError(f"select: score must be one of {', '.join(SCORES)} (got {score!r})")
+    source = Pairs(pairs, score != "magnitude")
     total = sum(source.sizes)
-    words = top_words(source, Alone(), total, kept_count(total, keep))
+    words = top_words(source, Alone(), total, kept_count(total, keep), SCORES[score])
     return {name: Mask(w.cpu(), shape) for name, w, shape in zip(source.names, words, source.shapes, strict=True)}

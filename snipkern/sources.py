@@ -40,6 +40,8 @@ class Source(Protocol):
     def walk(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
         """``look(i, weight, gradient)`` for each parameter, once, in any order; its results in order of parameters.
 
+        Where magnitudes are selected, nobody looks at the gradient: it may be the weight itself.
+
         Every walk shows the same numbers. The tensors are only lent: they may be gone after the look.
         """
         ...
@@ -85,18 +87,31 @@ class Alone:
 class Pairs:
     """A mapping ``{name: (weight, gradient)}``, in memory or lazy: an entry is looked up anew in each walk.
 
+    Without ``gradients``, its values can also be weights alone, and a gradient is not looked at.
+
     Raises:
         ValueError: For tensors that selection can't read or that do not fit each other. Messages name the parameter.
     """
 
-    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor] | Tensor], gradients: bool = True) -> None:
         self.pairs = pairs
+        self.gradients = gradients
         self.names = list(pairs)
-        self.shapes = [checked(name, *pairs[name])[0].shape for name in self.names]
+        self.shapes = [self.pair(name)[0].shape for name in self.names]
         self.sizes = [shape.numel() for shape in self.shapes]
 
     def walk(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
-        return [look(i, *checked(name, *self.pairs[name])) for i, name in enumerate(self.names)]
+        return [look(i, *self.pair(name)) for i, name in enumerate(self.names)]
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight and gradient without history, if selection can read them."""
+        found: Any = self.pairs[name]
+        if not self.gradients:
+            weight = found[0] if isinstance(found, tuple) else found
+            return checked(name, weight, weight)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise ValueError(f"select: {name!r} must have a weight and a gradient (got {type(found).__name__})")
+        return checked(name, *found)
 
 
 def checked(name: str, weight: Any, gradient: Any) -> tuple[Tensor, Tensor]:

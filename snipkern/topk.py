@@ -1,11 +1,11 @@
-"""Selection: the exact global top-kappa by saliency ``|w * g|``, streaming and deterministic.
+"""Selection: the exact global top-kappa by saliency, such as ``|w * g|``, streaming and deterministic.
 
 1. A small sample of the scores gives an interval of keys that very likely holds the kappa-th largest.
 2. One pass over weights and gradients writes the bits of everything above the interval and lists what is inside.
 3. The exact threshold is found among the listed candidates.
 
-Where the interval missed, or holds too many (ties), histograms of the keys narrow it down, at most three passes, and
-one more pass writes the mask. The sample can only cost time: the mask never depends on it.
+Where the interval missed, or holds too many (ties), histograms of the keys narrow it down, at most two passes, and one
+more pass writes the mask: four reads at most. The sample can only cost time: the mask never depends on it.
 
 All steps walk over a :class:`~snipkern.sources.Source`. Where several ranks select together, each walks over its part,
 and they exchange the sample and counts: some kilobytes, whatever the size of the model.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snipkern.ops.reference_saliency import flat_chunks
-from snipkern.ops.schema_saliency import INFINITY_KEY
+from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, MAGNITUDE, OBD, SIGNED, SNIP
 from snipkern.sources import Counts, Ranks, Source
 
 __all__ = ["top_words"]
@@ -44,10 +44,14 @@ class Tuning:
     deviations: float = 4.0  # standard errors of the sampled rank on either side of the interval
     candidates: int = 1 << 20  # candidates that are always allowed, ...
     weights_per_candidate: int = 128  # ... and their share in large models
-    bits: int = 11  # of a key that one histogram pass resolves
+    bits: int = 16  # of a key's 32 that one histogram pass resolves
 
 
 TUNING = Tuning()
+BELOW_ALL = -(2**31)  # less than any key
+
+#: Row and column scales of a parameter; see :mod:`snipkern.ops.schema_saliency`.
+Scales = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,18 @@ class Search:
     ranks: Ranks
     total: int  # weights of all ranks
     kept: int
+    score: int = SNIP
+    scales: Sequence[Scales] | None = None
+
+    @property
+    def least(self) -> int:
+        """The least legal key."""
+        return LEAST_KEY if self.score in (OBD, SIGNED) else 0
+
+    def weighing(self, i: int) -> tuple[int, Tensor | None, Tensor | None]:
+        """The last arguments of the ops for one parameter."""
+        row, col = (None, None) if self.scales is None else self.scales[i]
+        return self.score, row, col
 
     @property
     def capacity(self) -> int:
@@ -95,7 +111,9 @@ class Part:
 
 
 @torch.no_grad()
-def top_words(source: Source, ranks: Ranks, total: int, kept: int) -> list[Tensor]:
+def top_words(
+    source: Source, ranks: Ranks, total: int, kept: int, score: int = SNIP, scales: Sequence[Scales] | None = None
+) -> list[Tensor]:
     """The exact selection of ``kept`` out of ``total`` weights.
 
     Args:
@@ -103,14 +121,16 @@ def top_words(source: Source, ranks: Ranks, total: int, kept: int) -> list[Tenso
         ranks: All ranks.
         total: Weights of all ranks.
         kept: In [1, total].
+        score: One of ``snipkern.ops.schema_saliency.SCORES.values()``.
+        scales: Row and column scales of each parameter, by which its weights are multiplied before they are scored.
 
     Returns:
         For each parameter of the source, int64 words of the elements that this rank has.
 
     Raises:
-        ValueError: For a weight or gradient that is not finite, on all ranks.
+        ValueError: For a weight or gradient that is not finite, on all ranks; for scales that make one so.
     """
-    return _search(Search(source, ranks, total, kept))
+    return _search(Search(source, ranks, total, kept, score, scales))
 
 
 def _search(search: Search) -> list[Tensor]:
@@ -133,9 +153,9 @@ def _search(search: Search) -> list[Tensor]:
 def _bracket(search: Search) -> tuple[int, int]:
     """An interval of keys that should hold the kappa-th largest."""
     if search.kept == search.total:
-        return -1, -1  # every key is above
+        return BELOW_ALL, BELOW_ALL  # every key is above
     if search.total <= TUNING.direct:
-        return 0, INFINITY_KEY
+        return search.least, INFINITY_KEY
     keys = search.ranks.concatenated(_sample(search))
     flat = keys.reshape(-1)
     rank = min(flat.size - 1, round(flat.size * (1 - search.kept / search.total)))
@@ -146,9 +166,10 @@ def _bracket(search: Search) -> tuple[int, int]:
     margin = int(TUNING.deviations * float(spread) + TUNING.deviations**2)
     first, last = rank - margin, rank + margin
     flat.partition([max(first, 0), min(last, flat.size - 1)])
-    low = int(flat[first]) if first > 0 else 0
+    low = int(flat[first]) if first > 0 else search.least
     high = int(flat[last]) if last < flat.size else INFINITY_KEY
-    return min(low, INFINITY_KEY), min(high, INFINITY_KEY)  # NaN keys are larger
+    # NaN keys lie outside.
+    return min(max(low, search.least), INFINITY_KEY), min(max(high, search.least), INFINITY_KEY)
 
 
 def _sample(search: Search) -> NDArray[np.int32]:
@@ -169,7 +190,7 @@ def _sample(search: Search) -> NDArray[np.int32]:
             return np.empty((0, TUNING.cluster), dtype=np.int32)
         local = (mine - (ends[i] - sizes[i])) // TUNING.cluster * TUNING.cluster
         at = torch.from_numpy(local).to(weight.device)
-        return ops.saliency_sample(weight, gradient, at, TUNING.cluster).cpu().numpy()
+        return ops.saliency_sample(weight, gradient, at, TUNING.cluster, *search.weighing(i)).cpu().numpy()
 
     return np.concatenate([np.empty((0, TUNING.cluster), dtype=np.int32), *search.walk(look)])
 
@@ -183,18 +204,21 @@ def _partition(search: Search, low: int, high: int) -> list[Part]:
 
     def look(i: int, weight: Tensor, gradient: Tensor) -> Part:
         nonlocal room
-        words, keys, index, counts = ops.saliency_partition(weight, gradient, low, high, room)
+        words, keys, index, counts = ops.saliency_partition(weight, gradient, low, high, room, *search.weighing(i))
         above, inside, largest = counts.tolist()
         if largest >= INFINITY_KEY:
-            _require_finite(search.source.names[i], weight, gradient)
+            _require_finite(search, i, weight, gradient)
+            if largest > INFINITY_KEY:
+                raise ValueError(f"select: scales of {search.source.names[i]!r} must not make its weights overflow")
         room = max(0, room - inside)
         return Part(words, keys.cpu().numpy(), index, above, inside)
 
     return search.walk(look)
 
 
-def _require_finite(name: str, weight: Tensor, gradient: Tensor) -> None:
-    for what, tensor in (("weight", weight), ("gradient", gradient)):
+def _require_finite(search: Search, i: int, weight: Tensor, gradient: Tensor) -> None:
+    name = search.source.names[i]
+    for what, tensor in (("weight", weight), ("gradient", gradient))[: 1 if search.score == MAGNITUDE else 2]:
         finite = sum(int(chunk.to(torch.float32).isfinite().sum()) for chunk in flat_chunks(tensor))
         if finite < tensor.numel():
             raise ValueError(
@@ -212,7 +236,7 @@ def _interval(search: Search, parts: Sequence[Part], low: int, high: int) -> Int
     if search.kept > total_above + total_inside:
         not_below = total_above + total_inside
         below = np.array(search.source.sizes) - above - inside
-        return Interval(0, low - 1, not_below, search.total - not_below, below)
+        return Interval(search.least, low - 1, not_below, search.total - not_below, below)
     return Interval(low, high, total_above, total_inside, inside)
 
 
@@ -233,7 +257,7 @@ def _resolve(search: Search, parts: Sequence[Part], interval: Interval) -> list[
 
 def _threshold(search: Search, parts: Sequence[Part], interval: Interval) -> tuple[int, int]:
     """The key of the last candidate that is kept, and how many candidates are above it."""
-    keys = np.concatenate([part.keys for part in parts])
+    keys = np.concatenate([part.keys for part in parts]).astype(np.int64)
     low, high, above = interval.low, interval.high, interval.above
     while low < high:
         shift = max(0, (high - low).bit_length() - TUNING.bits)
@@ -270,17 +294,31 @@ def _narrow(search: Search, interval: Interval) -> Interval:
         low, high = interval.low, interval.high
         shift = max(0, (high - low).bit_length() - TUNING.bits)
 
-        def look(i: int, weight: Tensor, gradient: Tensor, low: int = low, high: int = high, shift: int = shift):
-            return ops.saliency_histogram(weight, gradient, low, high, shift).cpu().numpy()
+        total = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
 
-        counts = np.stack(search.walk(look))
-        chosen, above, inside = _bin_of(search.summed(counts.sum(0)), interval.above, search.kept)
+        def look(
+            i: int, weight: Tensor, gradient: Tensor, low: int = low, high: int = high, shift: int = shift
+        ) -> tuple[NDArray[np.int32], Counts]:
+            counts: Counts = (
+                ops.saliency_histogram(weight, gradient, low, high, shift, *search.weighing(i)).cpu().numpy()
+            )
+            # Thousands of small parameters fill few of the bins each.
+            filled = np.flatnonzero(counts)
+            return filled.astype(np.int32), counts[filled]
+
+        found = search.walk(look)
+        for filled, counts in found:
+            total[filled] += counts
+        chosen, above, inside = _bin_of(search.summed(total), interval.above, search.kept)
+        here = np.array([counts[filled == chosen].sum() for filled, counts in found], dtype=np.int64)
         first = low + (chosen << shift)
-        interval = Interval(first, min(high, first + (1 << shift) - 1), above, inside, counts[:, chosen])
+        interval = Interval(first, min(high, first + (1 << shift) - 1), above, inside, here)
     return interval
 
 
 def _mask(search: Search, interval: Interval) -> list[Tensor]:
     """Masks for a known threshold: ties go to the first parameters, and within one to its first elements."""
     ties = _quota(search, interval.here, search.kept - interval.above)
-    return search.walk(lambda i, weight, gradient: ops.saliency_mask(weight, gradient, interval.low, ties[i]))
+    return search.walk(
+        lambda i, weight, gradient: ops.saliency_mask(weight, gradient, interval.low, ties[i], *search.weighing(i))
+    )

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from snipkern import Mask
+from snipkern.ops.reference_saliency import keys_of
 from snipkern.ops.schema_saliency import INFINITY_KEY
+from snipkern.ops.schema_saliency import SCORES as OP_SCORES
 from snipkern.select import kept_count, select
 from snipkern.sources import Alone, Pairs
 from snipkern.testing import run_on, tiers
@@ -41,9 +43,17 @@ def tuning(**changes):
         module.TUNING = before
 
 
-def by_sorting(pairs, kept):
+SCORES = {
+    "snip": lambda w, g: (w * g).abs(),
+    "magnitude": lambda w, g: w.abs(),
+    "obd": lambda w, h: w * (w * h),
+    "signed": lambda w, g: w * g,
+}
+
+
+def by_sorting(pairs, kept, score="snip"):
     """The contract itself: the first `kept` of a stable descending sort, parameter after parameter."""
-    scores = torch.cat([(w.float() * g.float()).abs().reshape(-1) for w, g in pairs.values()])
+    scores = torch.cat([SCORES[score](w.float(), g.float()).reshape(-1) for w, g in pairs.values()])
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
     mask[torch.sort(scores, descending=True, stable=True).indices[:kept]] = True
     parts = mask.split([w.numel() for w, _ in pairs.values()])
@@ -52,13 +62,13 @@ def by_sorting(pairs, kept):
     }
 
 
-def check(pairs, keep):
-    masks = select(pairs, keep)
+def check(pairs, keep, score="snip"):
+    masks = select(pairs, keep, score=score)
     total = sum(w.numel() for w, _ in pairs.values())
     kept = kept_count(total, keep)
     assert sum(mask.count() for mask in masks.values()) == kept
     assert list(masks) == list(pairs)
-    assert masks == by_sorting(pairs, kept)
+    assert masks == by_sorting(pairs, kept, score)
     return masks
 
 
@@ -107,12 +117,17 @@ settings = hypothesis.settings(
 
 
 @settings
-@hypothesis.given(pairs=mappings(), data=st.data(), path=st.sampled_from([{}, SAMPLED, NARROW, FULL]))
-def test_equals_a_stable_sort(tier, pairs, data, path):
+@hypothesis.given(
+    pairs=mappings(),
+    data=st.data(),
+    path=st.sampled_from([{}, SAMPLED, NARROW, FULL]),
+    score=st.sampled_from([*SCORES]),
+)
+def test_equals_a_stable_sort(tier, pairs, data, path, score):
     total = sum(w.numel() for w, _ in pairs.values())
     keep = data.draw(st.one_of(st.integers(1, total), st.just(1.0)))
     with tuning(**path):
-        check(pairs, keep)
+        check(pairs, keep, score)
 
 
 @settings
@@ -177,6 +192,53 @@ def test_every_tier_and_thread_count_gives_the_same_words(restore_threads):
     assert all(masks == found[0] for masks in found)
 
 
+@pytest.mark.parametrize("keep", [0.05, 0.5, 1, 299_999, 1.0])
+@pytest.mark.parametrize("score", SCORES)
+def test_the_sampled_path_for_every_score(tier, score, keep):
+    check(normal((300, 784), (100, 300), (10, 100), (33_800,)), keep, score)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_signed_scores_where_most_are_negative(tier, score):
+    pairs = {name: (weight, -weight.abs()) for name, (weight, _) in normal((300, 500), (70, 80)).items()}
+    for path in (SAMPLED, NARROW, FULL):
+        with tuning(**path):
+            for keep in (0.3, 0.9):
+                check(pairs, keep, score)
+
+
+def test_magnitudes_need_no_gradients(tier):
+    pairs = normal((300, 50), (20, 10))
+    weights = {name: weight for name, (weight, _) in pairs.items()}
+    assert select(weights, 0.1, score="magnitude") == by_sorting(pairs, kept_count(15_200, 0.1), "magnitude")
+    bad = {name: (weight, torch.full_like(weight, math.nan)) for name, weight in weights.items()}
+    assert select(bad, 0.1, score="magnitude") == select(weights, 0.1, score="magnitude")
+    weights["layer1.weight"][3, 3] = -math.inf
+    with pytest.raises(ValueError, match=r"weight of 'layer1.weight' must be finite \(got 1 non-finite of 200\)"):
+        select(weights, 0.1, score="magnitude")
+
+
+def test_scales_change_what_is_kept(tier):
+    pairs = normal((300, 50), (20, 4, 5))
+    scales = [(torch.rand(300), torch.rand(50)), (None, torch.rand(20))]
+    scaled = {
+        name: (weight.reshape(rows, -1) * ((row if row is not None else torch.ones(rows))[:, None] * col), gradient)
+        for (name, (weight, gradient)), (row, col), rows in zip(pairs.items(), scales, (300, 20), strict=True)
+    }
+    scaled["layer1.weight"] = (scaled["layer1.weight"][0].view(20, 4, 5), scaled["layer1.weight"][1])
+    with tuning(**SAMPLED):
+        words = module.top_words(Pairs(pairs), Alone(), 15_400, 1000, scales=scales)
+    expected = by_sorting(scaled, 1000)
+    assert all(torch.equal(a, mask.words) for a, mask in zip(words, expected.values(), strict=True))
+
+
+def test_scales_that_overflow_raise(tier):
+    weight = torch.tensor([[1e20, 1.0], [1.0, 1.0]])
+    scales = [(torch.full((2,), 1e15), torch.full((2,), 1e15))]
+    with pytest.raises(ValueError, match="scales of 'w' must not make its weights overflow"):
+        module.top_words(Pairs({"w": (weight, weight * 0)}), Alone(), 4, 1, scales=scales)
+
+
 # Paths
 
 
@@ -213,6 +275,48 @@ def test_keeping_everything_is_one_pass(monkeypatch):
 
 
 @pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
+def adversarial(size=200_000):
+    """Data that is hard to sample or to tell apart: name, weight, gradient."""
+    ones, normal = torch.ones(size), torch.randn(size, generator=torch.Generator().manual_seed(0))
+    outlier = normal.clone()
+    outlier[size // 3] = 1e19
+    every = torch.arange(size)
+    return {
+        "all equal": (ones, ones),
+        "all zero": (ones, ones * 0),
+        "two values": (ones, torch.where(every % 3 == 0, 1.0, 0.5)),
+        "two halves": (ones, torch.where(every < size // 2, 1.0, 0.5)),
+        "sorted": (ones, normal.sort().values),
+        "denormals": (normal * 1e-20, normal * 1e-21),
+        "huge range": (normal * 10.0 ** torch.linspace(-20, 18, size), normal),
+        "one giant outlier": (outlier, outlier),
+        "clusters": (ones, torch.where(every // 16 % 4096 == 0, 1.0, 0.01) * normal),
+        "a tie in noise": (ones, torch.where(every % 7 == 0, 0.25, normal)),
+    }
+
+
+@pytest.mark.parametrize("interval", ["sampled", "missed low", "missed high", "too wide"])
+@pytest.mark.parametrize("keep", [0.5, 0.05, 7])
+def test_at_most_four_reads(monkeypatch, interval, keep):
+    reads = []
+
+    class Ops:
+        def __getattr__(self, name):
+            if name in ("saliency_partition", "saliency_histogram", "saliency_mask"):
+                reads.append(name)
+            return getattr(torch.ops.snipkern, name)
+
+    monkeypatch.setattr(module, "ops", Ops())
+    ends = {"missed low": (0, 0), "missed high": (INFINITY_KEY, INFINITY_KEY), "too wide": (0, INFINITY_KEY)}
+    if interval in ends:
+        monkeypatch.setattr(module, "_bracket", lambda _: ends[interval])
+    with tuning(**SAMPLED, candidates=500, weights_per_candidate=10**9):
+        for name, data in adversarial().items():
+            reads.clear()
+            check({"w": data}, keep)
+            assert len(reads) <= 4, (name, reads)
+
+
 def test_a_missed_interval_falls_back_to_histograms(tier, monkeypatch, interval):
     calls = passes(monkeypatch)
     monkeypatch.setattr(module, "_bracket", lambda *_: interval)
@@ -229,11 +333,12 @@ def test_ties_beyond_the_capacity_end_in_one_mask_pass(tier, monkeypatch):
     assert calls == ["_sample", "_partition", "_narrow", "_mask"]
 
 
-def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
+@pytest.mark.parametrize("score", SCORES)
+def test_histograms_resolve_all_bits_in_two_passes(monkeypatch, score):
     pairs = normal((300, 300))
-    search = module.Search(Pairs(pairs), Alone(), 90_000, 4500)
-    interval = module.Interval(0, INFINITY_KEY, 0, 90_000, np.array([90_000]))
-    changed = dataclasses.replace(module.TUNING, bits=11, candidates=0, weights_per_candidate=10**9)
+    search = module.Search(Pairs(pairs), Alone(), 90_000, 4500, OP_SCORES[score])
+    interval = module.Interval(search.least, INFINITY_KEY, 0, 90_000, np.array([90_000]))
+    changed = dataclasses.replace(module.TUNING, candidates=0, weights_per_candidate=10**9)
     monkeypatch.setattr(module, "TUNING", changed)
     seen = []
     counted = torch.ops.snipkern.saliency_histogram
@@ -246,6 +351,6 @@ def test_histograms_resolve_all_31_bits_in_three_passes(monkeypatch):
 
     monkeypatch.setattr(module, "ops", Ops)
     found = module._narrow(search, interval)
-    assert found.low == found.high and len(seen) == 3
-    keys = torch.sort((pairs["layer0.weight"][0] * pairs["layer0.weight"][1]).abs().view(-1), descending=True).values
-    assert found.low == int(keys.view(torch.int32)[4499]) and found.above == 4499
+    assert found.low == found.high and len(seen) == 2
+    scores = torch.sort(SCORES[score](*pairs["layer0.weight"]).view(-1), descending=True).values
+    assert found.low == int(keys_of(scores)[4499]) and found.above == int((scores > scores[4499]).sum())

@@ -114,3 +114,15 @@ def test_nothing_to_choose_from(pairs):
     with pytest.raises(ValueError) as error:
         select(pairs, 0.5)
     assert str(error.value) == "select: there must be at least one weight to choose from (got 0)"
+
+
+def test_score_is_one_of_four():
+    with pytest.raises(ValueError) as error:
+        select(two_layers(), 0.5, score="taylor")
+    assert str(error.value) == "select: score must be one of snip, magnitude, obd, signed (got 'taylor')"
+
+
+def test_only_magnitudes_come_without_gradients():
+    with pytest.raises(ValueError) as error:
+        select({"w": torch.ones(3)}, 0.5)
+    assert str(error.value) == "select: 'w' must have a weight and a gradient (got Tensor)"

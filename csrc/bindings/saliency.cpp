@@ -2,54 +2,20 @@
 
 #include <tuple>
 
-#include "bindings/binding.h"
+#include "bindings/saliency_call.h"
 
 namespace snipkern {
 namespace {
 
-constexpr int64_t kLargestKey = 0x7fffffff;
-
-Operand operand(const char* op, const Tensor& tensor) {
-  SNIPKERN_REQUIRE(tensor.dim() <= Operand::kMaxDims, op, tensor.dim(), "tensors must have at most 64 dimensions");
-  Operand result{};
-  result.dtype = kernel_dtype(op, tensor);
-  result.data = tensor.const_data_ptr();
-  result.dims = static_cast<int>(tensor.dim());
-  for (int d = 0; d < result.dims; ++d) {
-    result.sizes[d] = tensor.size(d);
-    result.strides[d] = tensor.stride(d);
-  }
-  merge_dims(result);
-  return result;
-}
-
-Saliency saliency(const char* op, const Tensor& weight, const Tensor& gradient) {
-  require_float(op, "weight", weight);
-  require_float(op, "gradient", gradient);
-  bool same = weight.dim() == gradient.dim();
-  for (int64_t d = 0; same && d < weight.dim(); ++d) same = weight.size(d) == gradient.size(d);
-  SNIPKERN_REQUIRE(same, op, Sizes{gradient} << " on cpu",
-                   "gradient must have the weight's shape and device, " << Sizes{weight} << " on cpu");
-  return {operand(op, weight), operand(op, gradient), weight.numel()};
-}
-
-// Prints like Python's tuple.
-template <typename... Rest>
-std::string tuple_text(int64_t first, Rest... rest) {
-  std::ostringstream out;
-  out << "(" << first;
-  ((out << ", " << rest), ...);
-  out << ")";
-  return out.str();
-}
+using MaybeTensor = std::optional<Tensor>;
 
 void require_interval(const char* op, int64_t low, int64_t high) {
-  SNIPKERN_REQUIRE(-1 <= low && low <= high && high <= kLargestKey, op, tuple_text(low, high),
-                   "low and high must satisfy -1 <= low <= high < 2^31");
+  SNIPKERN_REQUIRE(INT32_MIN <= low && low <= high && high <= INT32_MAX, op, tuple_text(low, high),
+                   "low and high must satisfy -2^31 <= low <= high < 2^31");
 }
 
 void require_ties(const char* op, int64_t threshold, int64_t ties) {
-  SNIPKERN_REQUIRE(-1 <= threshold && threshold <= kLargestKey && ties >= 0, op, tuple_text(threshold, ties),
+  SNIPKERN_REQUIRE(INT32_MIN <= threshold && threshold <= INT32_MAX && ties >= 0, op, tuple_text(threshold, ties),
                    "threshold must be a key and ties not negative");
 }
 
@@ -61,9 +27,11 @@ void require_below(const char* op, const char* what, const Tensor& index, int64_
   }
 }
 
-Tensor saliency_sample_cpu(const Tensor& weight, const Tensor& gradient, const Tensor& starts, int64_t width) {
+Tensor saliency_sample_cpu(const Tensor& weight, const MaybeTensor& gradient, const Tensor& starts, int64_t width,
+                           int64_t score, const MaybeTensor& row_scale, const MaybeTensor& col_scale) {
   constexpr const char* kOp = "saliency_sample";
-  const Saliency call = saliency(kOp, weight, gradient);
+  Saliency call = saliency(kOp, weight, gradient, score);
+  const Scales scales(kOp, row_scale, col_scale, call);
   SNIPKERN_REQUIRE(starts.scalar_type() == ScalarType::Long && starts.dim() == 1, kOp,
                    starts.dim() << "-D " << DTypeName{starts.scalar_type()}, "starts must be a 1-D int64 tensor");
   SNIPKERN_REQUIRE(width > 0, kOp, width, "width must be positive");
@@ -75,10 +43,13 @@ Tensor saliency_sample_cpu(const Tensor& weight, const Tensor& gradient, const T
   return keys;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& weight, const Tensor& gradient,
-                                                                  int64_t low, int64_t high, int64_t capacity) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& weight, const MaybeTensor& gradient,
+                                                                  int64_t low, int64_t high, int64_t capacity,
+                                                                  int64_t score, const MaybeTensor& row_scale,
+                                                                  const MaybeTensor& col_scale) {
   constexpr const char* kOp = "saliency_partition";
-  const Saliency call = saliency(kOp, weight, gradient);
+  Saliency call = saliency(kOp, weight, gradient, score);
+  const Scales scales(kOp, row_scale, col_scale, call);
   require_interval(kOp, low, high);
   SNIPKERN_REQUIRE(capacity >= 0, kOp, capacity, "capacity must not be negative");
   Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
@@ -96,22 +67,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& 
   return {words, keys, index, counts};
 }
 
-Tensor saliency_histogram_cpu(const Tensor& weight, const Tensor& gradient, int64_t low, int64_t high, int64_t shift) {
+Tensor saliency_histogram_cpu(const Tensor& weight, const MaybeTensor& gradient, int64_t low, int64_t high,
+                              int64_t shift, int64_t score, const MaybeTensor& row_scale,
+                              const MaybeTensor& col_scale) {
   constexpr const char* kOp = "saliency_histogram";
-  const Saliency call = saliency(kOp, weight, gradient);
+  Saliency call = saliency(kOp, weight, gradient, score);
+  const Scales scales(kOp, row_scale, col_scale, call);
   require_interval(kOp, low, high);
-  SNIPKERN_REQUIRE(low >= 0 && 0 <= shift && shift < 31 && (high - low) >> shift < kMaxBins, kOp,
-                   tuple_text(low, high, shift),
-                   "low must not be negative and shift leave at most " << kMaxBins << " bins");
+  SNIPKERN_REQUIRE(0 <= shift && shift < 31 && (high - low) >> shift < kMaxBins, kOp, tuple_text(low, high, shift),
+                   "shift must leave at most " << kMaxBins << " bins");
   Tensor counts = torch::stable::new_zeros(weight, {((high - low) >> shift) + 1}, ScalarType::Long);
   saliency_histogram(call, static_cast<int32_t>(low), static_cast<int32_t>(high), static_cast<int>(shift),
                      counts.mutable_data_ptr<int64_t>(), run_tasks);
   return counts;
 }
 
-Tensor saliency_mask_cpu(const Tensor& weight, const Tensor& gradient, int64_t threshold, int64_t ties) {
+Tensor saliency_mask_cpu(const Tensor& weight, const MaybeTensor& gradient, int64_t threshold, int64_t ties,
+                         int64_t score, const MaybeTensor& row_scale, const MaybeTensor& col_scale) {
   constexpr const char* kOp = "saliency_mask";
-  const Saliency call = saliency(kOp, weight, gradient);
+  Saliency call = saliency(kOp, weight, gradient, score);
+  const Scales scales(kOp, row_scale, col_scale, call);
   require_ties(kOp, threshold, ties);
   Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
   saliency_mask(call, static_cast<int32_t>(threshold), ties, words.mutable_data_ptr<int64_t>(), run_tasks);

@@ -11,6 +11,7 @@
 
 #include "cpu/denormals.h"
 #include "cpu/saliency_blocks.h"
+#include "cpu/saliency_reader.h"
 
 #define SNIPKERN_KERNEL "cpu/saliency.kernel.h"
 #include "cpu/foreach_tier.h"
@@ -22,63 +23,13 @@ constexpr int64_t kTask = 1 << 16;  // elements of a task
 constexpr int64_t kTasksPerWave = 64;
 constexpr int64_t kClustersPerTask = 256;
 constexpr int64_t kPrefetch = 8;  // clusters
-constexpr int kTables = 4;        // equal neighbouring bins then do not wait for each other's increment
+// Several tables, so that equal neighbouring bins do not wait for each other's increment; fewer where they are large.
+constexpr int kTables = 4;
+constexpr uint32_t kSmallTable = 4096;
+constexpr int64_t kPartsPerThread = 4;
+constexpr int64_t kMostOfPart = int64_t{1} << 31;  // elements: what a table's numbers can count
 
 int64_t task_total(const Saliency& call) { return (call.numel + kTask - 1) / kTask; }
-
-// Serves a call's elements as blocks of 64 that the tier's loops can read: in place where both tensors
-// lie dense in one dtype that has loops, else converted to float, the last block padded with zeros.
-class Reader {
- public:
-  explicit Reader(const Saliency& call)
-      : kernels(SNIPKERN_DISPATCH(saliency_kernels)),
-        call_(call),
-        direct_(is_dense(call.weight) && is_dense(call.gradient) && call.weight.dtype == call.gradient.dtype &&
-                call.weight.dtype != DType::kDouble) {}
-
-  const SaliencyKernels kernels;
-  const void *weight = nullptr, *gradient = nullptr;
-  int dtype = 0;
-  int64_t blocks = 0;
-
-  // Points at elements [begin, begin + count), count <= kChunk.
-  void read(int64_t begin, int64_t count) {
-    blocks = word_count(count);
-    if (direct_ && count % kWordBits == 0) {
-      dtype = static_cast<int>(call_.weight.dtype);
-      weight = address(call_.weight, begin);
-      gradient = address(call_.gradient, begin);
-    } else {
-      dtype = static_cast<int>(DType::kFloat);
-      weight = floats(call_.weight, begin, count, weights_);
-      gradient = floats(call_.gradient, begin, count, gradients_);
-    }
-  }
-
-  // Elements [begin, begin + count) as floats, zeros up to a whole block behind them.
-  const float* floats(const Operand& operand, int64_t begin, int64_t count, float* buffer) {
-    const void* from = address(operand, begin);
-    if (!is_dense(operand)) {
-      gather(operand, begin, count, gathered_);
-      from = gathered_;
-    } else if (operand.dtype == DType::kFloat && count % kWordBits == 0) {
-      return static_cast<const float*>(from);
-    }
-    kernels.widen[static_cast<int>(operand.dtype)](from, count, buffer);
-    std::fill(buffer + count, buffer + word_count(count) * kWordBits, 0.0f);
-    return buffer;
-  }
-
-  static const char* address(const Operand& operand, int64_t element) {
-    return static_cast<const char*>(operand.data) + element * static_cast<int64_t>(element_size(operand.dtype));
-  }
-
- private:
-  const Saliency& call_;
-  const bool direct_;
-  alignas(64) float weights_[kChunk], gradients_[kChunk];
-  alignas(64) char gathered_[kChunk * sizeof(double)];
-};
 
 // body(reader, begin, count) for each chunk of a task.
 template <typename Body>
@@ -128,27 +79,30 @@ void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partitio
 
 }  // namespace
 
+SaliencyKernels kernels_of(Score score) { return SNIPKERN_DISPATCH(saliency_kernels, score); }
+
 void saliency_sample(const Saliency& call, const int64_t* starts, int64_t count, int64_t width, int32_t* keys,
                      const TaskRunner& run) {
   const int64_t tasks = (count + kClustersPerTask - 1) / kClustersPerTask;
   run(tasks, [&](int64_t task) {
     const ExactDenormals exact;
     Reader reader(call);
-    alignas(64) float w[kWordBits], g[kWordBits];
+    alignas(64) float scores[kWordBits];
+    const bool dense = is_dense(call.weight) && is_dense(call.gradient);
     const int64_t end = std::min(count, (task + 1) * kClustersPerTask);
     for (int64_t i = task * kClustersPerTask; i < end; ++i) {
-      if (i + kPrefetch < end && is_dense(call.weight) && is_dense(call.gradient)) {
+      if (i + kPrefetch < end && dense) {
         __builtin_prefetch(Reader::address(call.weight, starts[i + kPrefetch]));
         __builtin_prefetch(Reader::address(call.gradient, starts[i + kPrefetch]));
       }
       for (int64_t done = 0; done < width;) {
         const int64_t begin = (starts[i] + done) % call.numel;
         const int64_t part = std::min({width - done, call.numel - begin, kWordBits});
-        const float* left = reader.floats(call.weight, begin, part, w);
-        const float* right = reader.floats(call.gradient, begin, part, g);
+        reader.scores(begin, part, scores);
         for (int64_t j = 0; j < part; ++j) {
-          const float score = std::fabs(left[j] * right[j]);
-          std::memcpy(keys + i * width + done + j, &score, sizeof(score));
+          int32_t bits;
+          std::memcpy(&bits, scores + j, sizeof(bits));
+          keys[i * width + done + j] = key_of(bits, call.score);
         }
         done += part;
       }
@@ -201,22 +155,28 @@ void saliency_histogram(const Saliency& call, int32_t low, int32_t high, int shi
                         const TaskRunner& run) {
   const uint32_t range = static_cast<uint32_t>(high) - static_cast<uint32_t>(low);
   const uint32_t size = (range >> shift) + 1;  // one more bin takes what is outside
+  const int used = size < kSmallTable ? kTables : kTables / 2;
+  const int64_t tasks = task_total(call);
+  const int64_t parts = std::min(tasks, std::max(kPartsPerThread * run.threads(), call.numel / kMostOfPart * 2 + 1));
   std::mutex merging;
-  run(task_total(call), [&](int64_t task) {
-    std::vector<uint32_t> tables(kTables * (size + 1));
+  run(parts, [&](int64_t part) {
+    std::vector<uint32_t> tables(used * (size + 1));
     uint32_t* table[kTables];
-    for (int t = 0; t < kTables; ++t) table[t] = tables.data() + t * (size + 1);
+    for (int t = 0; t < kTables; ++t) table[t] = tables.data() + t % used * (size + 1);
     alignas(64) uint32_t bin[kChunk];
-    for_each_chunk(call, task, [&](const Reader& reader, int64_t, int64_t count) {
-      reader.kernels.bins[reader.dtype](reader.weight, reader.gradient, reader.blocks, low, range, shift, size, bin);
-      std::fill(bin + count, bin + reader.blocks * kWordBits, size);
-      for (int64_t i = 0; i < reader.blocks * kWordBits; i += kTables) {
-        for (int t = 0; t < kTables; ++t) ++table[t][bin[i + t]];
-      }
-    });
+    const int64_t end = part_begin(tasks, parts, part + 1);
+    for (int64_t task = part_begin(tasks, parts, part); task < end; ++task) {
+      for_each_chunk(call, task, [&](const Reader& reader, int64_t, int64_t count) {
+        reader.kernels.bins[reader.dtype](reader.weight, reader.gradient, reader.blocks, low, range, shift, size, bin);
+        std::fill(bin + count, bin + reader.blocks * kWordBits, size);
+        for (int64_t i = 0; i < reader.blocks * kWordBits; i += kTables) {
+          for (int t = 0; t < kTables; ++t) ++table[t][bin[i + t]];
+        }
+      });
+    }
     const std::lock_guard<std::mutex> lock(merging);
-    for (uint32_t b = 0; b < size; ++b) {
-      for (int t = 0; t < kTables; ++t) counts[b] += table[t][b];
+    for (int t = 0; t < used; ++t) {
+      for (uint32_t b = 0; b < size; ++b) counts[b] += table[t][b];
     }
   });
 }

@@ -1,9 +1,9 @@
-// Counting, collecting and marking weights by saliency |w * g|, one pass over both tensors each.
+// Counting, collecting and marking weights by a saliency score, one pass over weights and gradients each.
 //
-// A score is the float32 product of both factors converted to float32, without its sign; its *key* is
-// the score's bits as int32, which order like the scores. An overflow gives infinity, the largest
-// legal key; anything above comes from a NaN. Bit i % 64 of word i / 64 belongs to element i of the
-// row-major flat sequence; bits past the end are zero. Nothing here depends on the thread count.
+// A score is the float32 product of its factors, each first converted to float32; its *key* is an int32
+// that orders like the scores. An overflow gives an infinity; what is beyond comes from a NaN. Bit i % 64
+// of word i / 64 belongs to element i of the row-major flat sequence; bits past the end are zero. Nothing
+// here depends on the thread count.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,22 @@
 
 namespace snipkern {
 
+// |w g|, |w|, w (w h) with the gradient's place taken by h, and w g. The last two can be negative: their
+// keys are the float's bits with the lower 31 flipped where negative, and -0 is 0.
+enum class Score { kSnip, kMagnitude, kObd, kSigned };
+constexpr int kScores = 4;
+
 struct Saliency {
-  Operand weight, gradient;  // of equal sizes, with merged dimensions
+  Operand weight, gradient;  // of equal sizes, with merged dimensions; magnitudes read no gradient
   int64_t numel;
+  Score score = Score::kSnip;
+  int64_t rows, cols;  // the weight as a matrix: its first dimension, all others
+  // With scales, weight (i, j) counts as w * (row_scale[i] * col_scale[j]).
+  const float *row_scale = nullptr, *col_scale = nullptr;  // both or none
 };
 
 constexpr int64_t kWordBits = 64;
-constexpr int64_t kMaxBins = 4096;
+constexpr int64_t kMaxBins = 65536;
 
 inline int64_t word_count(int64_t numel) { return (numel + kWordBits - 1) / kWordBits; }
 
@@ -28,7 +37,7 @@ inline int64_t word_count(int64_t numel) { return (numel + kWordBits - 1) / kWor
 void saliency_sample(const Saliency& call, const int64_t* starts, int64_t count, int64_t width, int32_t* keys,
                      const TaskRunner& run);
 
-// Keys against an interval [low, high], from -1 to 2^31 - 1.
+// Keys against an interval [low, high].
 struct Partition {
   struct Run {  // of neighbouring elements
     std::vector<int32_t> keys, offsets;
@@ -36,7 +45,7 @@ struct Partition {
   std::vector<Run> runs;  // the elements inside the interval, if there are at most `capacity`
   int64_t above = 0;      // keys > high; their bits are set in `words`
   int64_t inside = 0;     // low <= key <= high
-  int32_t largest = 0;    // the largest key
+  int32_t largest = 0;    // the largest absolute value's bits
 };
 Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, int64_t capacity, int64_t* words,
                              const TaskRunner& run);

@@ -19,9 +19,29 @@ inline __attribute__((always_inline)) uint64_t greater(IntVec a, IntVec b) {
 #endif
 }
 
-template <typename T>
-inline __attribute__((always_inline)) IntVec key(const T* weight, const T* gradient) {
-  return (IntVec)(widen(weight) * widen(gradient)) & 0x7fffffff;
+template <typename V>
+inline __attribute__((always_inline)) Vec<float> absolute(V value) {
+  return (Vec<float>)((IntVec)value & 0x7fffffff);
+}
+
+template <Score kScore, typename T>
+inline __attribute__((always_inline)) Vec<float> score_of(const T* weight, const T* gradient) {
+  const Vec<float> w = widen(weight);
+  if constexpr (kScore == Score::kMagnitude) return absolute(w);
+  if constexpr (kScore == Score::kSnip) return absolute(w * widen(gradient));
+  if constexpr (kScore == Score::kObd) return w * (w * widen(gradient));
+  if constexpr (kScore == Score::kSigned) return w * widen(gradient);
+}
+
+// See key_of().
+template <Score kScore>
+inline __attribute__((always_inline)) IntVec key(Vec<float> score) {
+  IntVec bits = (IntVec)score;
+  if constexpr (kScore == Score::kObd || kScore == Score::kSigned) {
+    bits &= ~(IntVec)(bits == broadcast<IntVec>(INT32_MIN));
+    bits ^= (bits >> 31) & 0x7fffffff;
+  }
+  return bits;
 }
 
 // The pass waits for memory alone. Asking for it this early crosses the page ends at which the processor's
@@ -34,7 +54,7 @@ inline __attribute__((always_inline)) void prefetch_block(const T* from) {
   for (size_t line = 0; line < kWordBits * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
 }
 
-template <typename T>
+template <Score kScore, typename T>
 void classify(const void* weight, const void* gradient, int64_t blocks, int32_t low, int32_t high, Classes& classes) {
   constexpr int kN = kLanes<int32_t>;
   const T* w = static_cast<const T*>(weight);
@@ -45,13 +65,14 @@ void classify(const void* weight, const void* gradient, int64_t blocks, int32_t 
   for (int64_t block = 0; block < blocks; ++block) {
     uint64_t over = 0, under = 0;
     prefetch_block(w + block * kWordBits);
-    prefetch_block(g + block * kWordBits);
+    if constexpr (kScore != Score::kMagnitude) prefetch_block(g + block * kWordBits);
     for (int v = 0; v < kWordBits / kN; ++v) {
       const int64_t i = block * kWordBits + v * kN;
-      const IntVec k = key(w + i, g + i);
+      const Vec<float> score = score_of<kScore>(w + i, g + i);
+      const IntVec k = key<kScore>(score), size = (IntVec)absolute(score);
       over |= greater(k, top) << (v * kN);
       under |= greater(bottom, k) << (v * kN);
-      maximum = k > maximum ? k : maximum;
+      maximum = size > maximum ? size : maximum;
       store(classes.keys + i, k);
     }
     classes.above[block] = over;
@@ -64,17 +85,25 @@ void classify(const void* weight, const void* gradient, int64_t blocks, int32_t 
   for (int i = 0; i < kN; ++i) classes.largest = std::max<int32_t>(classes.largest, maximum[i]);
 }
 
-template <typename T>
+template <Score kScore, typename T>
 void bins(const void* weight, const void* gradient, int64_t blocks, int32_t low, uint32_t range, int shift,
           uint32_t outside, uint32_t* bin) {
   constexpr int kN = kLanes<int32_t>;
   const T* w = static_cast<const T*>(weight);
   const T* g = static_cast<const T*>(gradient);
   for (int64_t i = 0; i < blocks * kWordBits; i += kN) {
-    const Vec<uint32_t> distance = (Vec<uint32_t>)key(w + i, g + i) - static_cast<uint32_t>(low);
+    const Vec<uint32_t> distance =
+        (Vec<uint32_t>)key<kScore>(score_of<kScore>(w + i, g + i)) - static_cast<uint32_t>(low);
     const Vec<uint32_t> is_inside = (Vec<uint32_t>)(distance <= range);
     store(bin + i, ((distance >> shift) & is_inside) | (outside & ~is_inside));
   }
+}
+
+template <Score kScore, typename T>
+void scores(const void* weight, const void* gradient, int64_t blocks, float* score) {
+  const T* w = static_cast<const T*>(weight);
+  const T* g = static_cast<const T*>(gradient);
+  for (int64_t i = 0; i < blocks * kWordBits; i += kLanes<float>) store(score + i, score_of<kScore>(w + i, g + i));
 }
 
 template <typename T>
@@ -93,19 +122,59 @@ void widen_run(const void* from, int64_t count, float* to) {
   }
 }
 
-SaliencyKernels saliency_kernels() {
+void scale(const float* from, float row, const float* col, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i] * (row * col[i]);
+}
+
+// Products are rounded to float before they are added as doubles, so that no tier fuses the two.
+void add(const float* __restrict score, float factor, int64_t count, double* __restrict sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(score[i] * factor);
+}
+
+void add_lanes(const float* score, const float* col, int64_t count, double* lanes) {
+  double sum[kSumLanes];
+  std::memcpy(sum, lanes, sizeof(sum));
+  int64_t i = 0;
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+    for (int lane = 0; lane < kSumLanes; ++lane) sum[lane] += static_cast<double>(score[i + lane] * col[i + lane]);
+  }
+  for (int lane = 0; i + lane < count; ++lane) sum[lane] += static_cast<double>(score[i + lane] * col[i + lane]);
+  std::memcpy(lanes, sum, sizeof(sum));
+}
+
+template <Score kScore, typename T>
+void fill_in(SaliencyKernels& kernels, DType dtype) {
+  const int at = static_cast<int>(dtype);
+  kernels.widen[at] = widen_run<T>;
+  kernels.classify[at] = classify<kScore, T>;
+  kernels.bins[at] = bins<kScore, T>;
+  kernels.scores[at] = scores<kScore, T>;
+}
+
+template <Score kScore>
+SaliencyKernels kernels_for() {
   SaliencyKernels kernels{};
-  kernels.widen[static_cast<int>(DType::kFloat)] = widen_run<float>;
+  fill_in<kScore, float>(kernels, DType::kFloat);
+  fill_in<kScore, Half>(kernels, DType::kHalf);
+  fill_in<kScore, BFloat16>(kernels, DType::kBFloat16);
   kernels.widen[static_cast<int>(DType::kDouble)] = widen_run<double>;
-  kernels.widen[static_cast<int>(DType::kHalf)] = widen_run<Half>;
-  kernels.widen[static_cast<int>(DType::kBFloat16)] = widen_run<BFloat16>;
-  kernels.classify[static_cast<int>(DType::kFloat)] = classify<float>;
-  kernels.classify[static_cast<int>(DType::kHalf)] = classify<Half>;
-  kernels.classify[static_cast<int>(DType::kBFloat16)] = classify<BFloat16>;
-  kernels.bins[static_cast<int>(DType::kFloat)] = bins<float>;
-  kernels.bins[static_cast<int>(DType::kHalf)] = bins<Half>;
-  kernels.bins[static_cast<int>(DType::kBFloat16)] = bins<BFloat16>;
+  kernels.scale = scale;
+  kernels.add = add;
+  kernels.add_lanes = add_lanes;
   return kernels;
+}
+
+SaliencyKernels saliency_kernels(Score score) {
+  switch (score) {
+    case Score::kMagnitude:
+      return kernels_for<Score::kMagnitude>();
+    case Score::kObd:
+      return kernels_for<Score::kObd>();
+    case Score::kSigned:
+      return kernels_for<Score::kSigned>();
+    default:
+      return kernels_for<Score::kSnip>();
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What saliency.cpp and its tiers' loops share: elements come in chunks of blocks of 64, one mask word each.
+// What the saliency kernels and their tiers' loops share: elements come in chunks of blocks of 64, one mask word each.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 namespace snipkern {
 
 constexpr int64_t kChunk = 2048;  // elements at a time: the buffers stay in L1 and L2
+constexpr int kSumLanes = 16;     // of a row's sum: lane l adds elements l, l + 16, ..., the lanes are added in order
 
 // A chunk's elements against an interval.
 struct Classes {
@@ -17,8 +18,8 @@ struct Classes {
   int32_t largest = 0;  // of all chunks so far
 };
 
-// One tier's loops, by dtype. Both tensors are of that dtype; float64 has no loops of its own. They run
-// over `blocks` blocks of 64 elements.
+// One tier's loops for one kind of score, by dtype. Both tensors are of that dtype; float64 has no loops of its own.
+// They run over `blocks` blocks of 64 elements.
 struct SaliencyKernels {
   void (*widen[4])(const void* from, int64_t count, float* to);
   void (*classify[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, int32_t high,
@@ -26,7 +27,25 @@ struct SaliencyKernels {
   // bin[i] = (key - low) >> shift, or `outside` where key - low > range as unsigned.
   void (*bins[4])(const void* weight, const void* gradient, int64_t blocks, int32_t low, uint32_t range, int shift,
                   uint32_t outside, uint32_t* bin);
+  void (*scores[4])(const void* weight, const void* gradient, int64_t blocks, float* score);
+
+  // to[i] = from[i] * (row * col[i]).
+  void (*scale)(const float* from, float row, const float* col, int64_t count, float* to);
+  // sums[i] += score[i] * factor, the product in float.
+  void (*add)(const float* score, float factor, int64_t count, double* sums);
+  // Adds score[i] * col[i], the product in float, to lane i % kSumLanes.
+  void (*add_lanes)(const float* score, const float* col, int64_t count, double* lanes);
 };
+
+// Those of the tier in use.
+SaliencyKernels kernels_of(Score score);
+
+// The key of a score, given by its bits.
+inline int32_t key_of(int32_t bits, Score score) {
+  if (score == Score::kSnip || score == Score::kMagnitude) return bits & 0x7fffffff;
+  if (bits == INT32_MIN) return 0;
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
 
 // Keeps the lowest `count` set bits of words[0 .. size).
 inline void keep_first(uint64_t* words, int64_t size, int64_t count) {

@@ -1,11 +1,27 @@
-"""The contract of the saliency ops: counting, collecting and marking weights by ``|w * g|``.
+"""The contract of the saliency ops: counting, collecting and marking weights by a score such as ``|w * g|``.
 
-A *score* is the float32 product of weight and gradient, each first converted to float32, without its sign. Its *key* is
-the score's bits as a non-negative int32, which order like the scores; an overflow is infinity, the largest legal key
-``0x7f800000``; a larger one comes from a NaN. Elements are numbered by their row-major flat index, in int64. *Words*
-are the bits of a :class:`snipkern.masks.Mask`. Weight and gradient have one shape, any layout and any two of the dtypes
-float32, float64, float16 and bfloat16. No op allocates anything of the tensors' size but words, and none has a
-derivative.
+A *score* is a float32 product of factors that are each converted to float32 first. Which one, an op's ``score`` says:
+
+====================  ============  =======================================================
+``SCORES["snip"]``    ``|w g|``     the default
+``"magnitude"``       ``|w|``       reads no gradient, which may be None
+``"obd"``             ``w (w h)``   the diagonal of the Hessian, ``h``, takes the gradient's place
+``"signed"``          ``w g``
+====================  ============  =======================================================
+
+(In this order of factors an overflow never meets a zero: what is finite gives no NaN.)
+
+Its *key* is an int32 that orders like the scores: the score's bits, of which the lower 31 are flipped where it is
+negative; -0 counts as 0. An overflow is an infinity, of the largest legal key ``0x7f800000`` or, where negative, of the
+least, ``LEAST_KEY``; what lies beyond comes from a NaN.
+
+With ``row_scale`` and ``col_scale``, float32 ``[rows]`` and ``[cols]`` of the weight seen as ``[shape[0], everything
+else]``, the score is that of ``w * (row_scale[i] * col_scale[j])``; one that is not given is all ones. They are meant
+to be positive, or 0 for rows and columns that shall score nothing.
+
+Elements are numbered by their row-major flat index, in int64. *Words* are the bits of a
+:class:`snipkern.masks.Mask`. Weight and gradient have one shape, any layout and any two of the dtypes float32, float64,
+float16 and bfloat16. No op allocates anything of the tensors' size but words, and none has a derivative.
 """
 
 from __future__ import annotations
@@ -19,27 +35,65 @@ from snipkern.ops.schema import op
 WORD_BITS = 64
 LARGEST_KEY = 2**31 - 1
 INFINITY_KEY = 0x7F800000
-MAX_BINS = 4096
+LEAST_KEY = -INFINITY_KEY - 1
+MAX_BINS = 65536
+SCORES = {"snip": 0, "magnitude": 1, "obd": 2, "signed": 3}
+SNIP, MAGNITUDE, OBD, SIGNED = SCORES.values()
+#: What follows the tensors and numbers of most ops here.
+WEIGHING = "int score=0, Tensor? row_scale=None, Tensor? col_scale=None"
 
 
-def require_pair(name: str, weight: Tensor, gradient: Tensor) -> None:
+def matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """Rows and columns of the weight seen as ``[shape[0], everything else]``."""
+    return (weight.shape[0], weight.shape[1:].numel()) if weight.dim() else (1, 1)
+
+
+def require_pair(
+    name: str,
+    weight: Tensor,
+    gradient: Tensor | None,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+) -> None:
     require_float(name, "weight", weight)
-    require_float(name, "gradient", gradient)
-    require(
-        weight.shape == gradient.shape and weight.device == gradient.device,
-        name,
-        f"gradient must have the weight's shape and device, {list(weight.shape)} on {weight.device}",
-        f"{list(gradient.shape)} on {gradient.device}",
-    )
+    require(0 <= score < len(SCORES), name, "score must be 0, 1, 2 or 3", score)
+    require(gradient is not None or score == MAGNITUDE, name, "gradient must be given for this score", "none")
+    if gradient is not None:
+        require_float(name, "gradient", gradient)
+        require(
+            weight.shape == gradient.shape and weight.device == gradient.device,
+            name,
+            f"gradient must have the weight's shape and device, {list(weight.shape)} on {weight.device}",
+            f"{list(gradient.shape)} on {gradient.device}",
+        )
+    rows, cols = matrix_shape(weight)
+    require_scale(name, "row_scale", row_scale, rows)
+    require_scale(name, "col_scale", col_scale, cols)
+
+
+def require_scale(name: str, what: str, scale: Tensor | None, size: int) -> None:
+    if scale is not None:
+        require(
+            scale.dtype == torch.float32 and list(scale.shape) == [size],
+            name,
+            f"{what} must be float32 [{size}]",
+            f"{list(scale.shape)} {scale.dtype}",
+        )
 
 
 def require_interval(name: str, low: int, high: int) -> None:
-    require(-1 <= low <= high <= LARGEST_KEY, name, "low and high must satisfy -1 <= low <= high < 2^31", (low, high))
+    require(
+        -(2**31) <= low <= high <= LARGEST_KEY,
+        name,
+        "low and high must satisfy -2^31 <= low <= high < 2^31",
+        (low, high),
+    )
 
 
 def require_ties(name: str, threshold: int, ties: int) -> None:
     require(
-        -1 <= threshold <= LARGEST_KEY and ties >= 0,
+        -(2**31) <= threshold <= LARGEST_KEY and ties >= 0,
         name,
         "threshold must be a key and ties not negative",
         (threshold, ties),
@@ -51,8 +105,16 @@ def word_count(numel: int) -> int:
     return (numel + WORD_BITS - 1) // WORD_BITS
 
 
-@op("(Tensor weight, Tensor gradient, Tensor starts, int width) -> Tensor")
-def saliency_sample(weight: Tensor, gradient: Tensor, starts: Tensor, width: int) -> Tensor:
+@op(f"(Tensor weight, Tensor? gradient, Tensor starts, int width, {WEIGHING}) -> Tensor")
+def saliency_sample(
+    weight: Tensor,
+    gradient: Tensor | None,
+    starts: Tensor,
+    width: int,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+) -> Tensor:
     """The keys of short runs of elements.
 
     Args:
@@ -62,13 +124,13 @@ def saliency_sample(weight: Tensor, gradient: Tensor, starts: Tensor, width: int
     Returns:
         int32 keys, ``[runs, width]``.
     """
-    require_sample(weight, gradient, starts, width)
+    require_pair("saliency_sample", weight, gradient, score, row_scale, col_scale)
+    require_sample(starts, width)
     return weight.new_empty(starts.shape[0], width, dtype=torch.int32)
 
 
-def require_sample(weight: Tensor, gradient: Tensor, starts: Tensor, width: int) -> None:
+def require_sample(starts: Tensor, width: int) -> None:
     name = "saliency_sample"
-    require_pair(name, weight, gradient)
     require(
         starts.dtype == torch.int64 and starts.dim() == 1,
         name,
@@ -79,26 +141,34 @@ def require_sample(weight: Tensor, gradient: Tensor, starts: Tensor, width: int)
 
 
 @op(
-    "(Tensor weight, Tensor gradient, int low, int high, int capacity)"
+    f"(Tensor weight, Tensor? gradient, int low, int high, int capacity, {WEIGHING})"
     " -> (Tensor words, Tensor keys, Tensor index, Tensor counts)"
 )
 def saliency_partition(
-    weight: Tensor, gradient: Tensor, low: int, high: int, capacity: int
+    weight: Tensor,
+    gradient: Tensor | None,
+    low: int,
+    high: int,
+    capacity: int,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Elements above an interval of keys as bits, elements inside it as a list; one pass.
 
     Args:
-        low, high: The interval, both ends inside; from -1 (below every key) to 2^31 - 1.
+        low, high: The interval, both ends inside; any int32 numbers.
         capacity: The longest list wanted.
 
     Returns:
         words: int64 ``[ceil(numel / 64)]``: bits of ``key > high``.
         keys, index: int32 and int64 ``[inside]``: elements with ``low <= key <= high``, ascending by flat index; empty
             if there are more than ``capacity``.
-        counts: int64 ``[3]``: elements above, elements inside (also beyond the capacity), and the largest key, 0
-            without elements.
+        counts: int64 ``[3]``: elements above, elements inside (also beyond the capacity), and the largest bits of a
+            score's absolute value (``INFINITY_KEY`` or more tells of what is not finite), 0 without elements.
     """
-    require_partition(weight, gradient, low, high, capacity)
+    require_pair("saliency_partition", weight, gradient, score, row_scale, col_scale)
+    require_partition(low, high, capacity)
     listed = torch.library.get_ctx().new_dynamic_size()
     return (
         weight.new_empty(word_count(weight.numel()), dtype=torch.int64),
@@ -108,47 +178,63 @@ def saliency_partition(
     )
 
 
-def require_partition(weight: Tensor, gradient: Tensor, low: int, high: int, capacity: int) -> None:
-    require_pair("saliency_partition", weight, gradient)
+def require_partition(low: int, high: int, capacity: int) -> None:
     require_interval("saliency_partition", low, high)
     require(capacity >= 0, "saliency_partition", "capacity must not be negative", capacity)
 
 
-@op("(Tensor weight, Tensor gradient, int low, int high, int shift) -> Tensor")
-def saliency_histogram(weight: Tensor, gradient: Tensor, low: int, high: int, shift: int) -> Tensor:
+@op(f"(Tensor weight, Tensor? gradient, int low, int high, int shift, {WEIGHING}) -> Tensor")
+def saliency_histogram(
+    weight: Tensor,
+    gradient: Tensor | None,
+    low: int,
+    high: int,
+    shift: int,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+) -> Tensor:
     """How many keys fall into each of equal bins of an interval.
 
     Args:
         low, high: The interval, both ends inside.
-        shift: A bin is ``2^shift`` keys wide; at most 4096 bins.
+        shift: A bin is ``2^shift`` keys wide; at most 65536 bins.
 
     Returns:
         int64 ``[((high - low) >> shift) + 1]``: counts of ``(key - low) >> shift`` for ``low <= key <= high``.
     """
-    require_histogram(weight, gradient, low, high, shift)
+    require_pair("saliency_histogram", weight, gradient, score, row_scale, col_scale)
+    require_histogram(low, high, shift)
     return weight.new_empty(((high - low) >> shift) + 1, dtype=torch.int64)
 
 
-def require_histogram(weight: Tensor, gradient: Tensor, low: int, high: int, shift: int) -> None:
+def require_histogram(low: int, high: int, shift: int) -> None:
     name = "saliency_histogram"
-    require_pair(name, weight, gradient)
     require_interval(name, low, high)
     require(
-        low >= 0 and 0 <= shift < 31 and (high - low) >> shift < MAX_BINS,
+        0 <= shift < 31 and (high - low) >> shift < MAX_BINS,
         name,
-        f"low must not be negative and shift leave at most {MAX_BINS} bins",
+        f"shift must leave at most {MAX_BINS} bins",
         (low, high, shift),
     )
 
 
-@op("(Tensor weight, Tensor gradient, int threshold, int ties) -> Tensor")
-def saliency_mask(weight: Tensor, gradient: Tensor, threshold: int, ties: int) -> Tensor:
+@op(f"(Tensor weight, Tensor? gradient, int threshold, int ties, {WEIGHING}) -> Tensor")
+def saliency_mask(
+    weight: Tensor,
+    gradient: Tensor | None,
+    threshold: int,
+    ties: int,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+) -> Tensor:
     """Bits of all elements with ``key > threshold`` and of the first ``ties``, by flat index, that equal it.
 
     Returns:
         int64 words, ``[ceil(numel / 64)]``.
     """
-    require_pair("saliency_mask", weight, gradient)
+    require_pair("saliency_mask", weight, gradient, score, row_scale, col_scale)
     require_ties("saliency_mask", threshold, ties)
     return weight.new_empty(word_count(weight.numel()), dtype=torch.int64)
 

@@ -7,14 +7,14 @@ import torch
 
 from snipkern.ops import reference
 from snipkern.ops.reference_saliency import flat_chunks
-from snipkern.ops.schema_saliency import INFINITY_KEY
+from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, MAGNITUDE, SCORES
 from snipkern.testing import run_on, tiers
 
 ops = torch.ops.snipkern
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Around a vector, a word, a chunk and a task of the kernels.
 SIZES = (0, 1, 15, 63, 64, 65, 2047, 2048, 2049, 2**16, 2 * 2**16 + 77)
-TOP = 2**31 - 1
+TOP, BOTTOM = 2**31 - 1, -(2**31)
 
 
 @pytest.fixture(params=[tier for tier in tiers() if tier != "reference"])
@@ -43,7 +43,7 @@ def layouts(shape):
     }
 
 
-def check(name, *args):
+def check_op(name, *args):
     """The op equals its reference; returns the result."""
     result, expected = getattr(ops, name)(*args), getattr(reference, name)(*args)
     for got, want in zip(*(r if isinstance(r, tuple) else (r,) for r in (result, expected)), strict=True):
@@ -51,19 +51,25 @@ def check(name, *args):
     return result
 
 
-def check_all(weight, gradient):
+def check_all(weight, gradient, *weighing):
     """All ops at an interval in the middle of the keys and at the ends."""
+
+    def check(name, *args):
+        return check_op(name, *args, *weighing)
+
     numel = weight.numel()
-    key = reference.saliency_partition(weight, gradient, 0, TOP, numel)[1]
+    key = reference.saliency_partition(weight, gradient, BOTTOM, TOP, numel, *weighing)[1]
     middle = int(key.median()) if numel else 7
-    for low, high in ((middle - min(middle, 1000), middle + 1000), (middle, middle), (-1, -1), (0, TOP), (TOP, TOP)):
+    for low, high in ((middle - 1000, middle + 1000), (middle, middle), (-1, -1), (0, TOP), (TOP, TOP)):
         check("saliency_partition", weight, gradient, low, high, numel)
     check("saliency_partition", weight, gradient, middle, middle + 1000, 3)
     check("saliency_histogram", weight, gradient, 0, INFINITY_KEY, 20)
+    check("saliency_histogram", weight, gradient, BOTTOM, TOP, 16)
     check("saliency_histogram", weight, gradient, middle, middle + 4095, 0)
     for ties in (1, numel // 7):
         check("saliency_mask", weight, gradient, middle, ties)
     check("saliency_mask", weight, gradient, -1, 0)
+    check("saliency_mask", weight, gradient, BOTTOM, 0)
     if numel:
         check("saliency_sample", weight, gradient, torch.arange(0, numel, numel // 5 + 1), 16)
         check("saliency_sample", weight, gradient, torch.tensor([numel - 1]), 70)
@@ -90,6 +96,41 @@ def test_layouts(tier, left, right, dtype):
     check_all(layouts(shape)[left](weight), layouts(shape)[right](gradient))
 
 
+@pytest.mark.parametrize("dtypes", [(a, b) for a in DTYPES for b in (a, torch.float32)], ids=str)
+@pytest.mark.parametrize("scaled", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_scores_and_scales(tier, score, scaled, dtypes):
+    weight, gradient = pair((67, 50, 2), dtypes)
+    scales = (torch.rand(67) if scaled[0] else None, torch.rand(100) if scaled[1] else None)
+    if scaled[1]:
+        scales[1][::5] = 0
+    check_all(weight, gradient, score, *scales)
+    if score == MAGNITUDE:
+        check_all(weight, None, score, *scales)
+
+
+@pytest.mark.parametrize("score", SCORES, ids=str)
+def test_keys_order_like_scores(tier, score):
+    values = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e-38, -1e-30, 1.0, -1.0, 3e38, -3e38])
+    weight, gradient = values.repeat(10), values.repeat_interleave(10)
+    product = {"snip": (weight * gradient).abs(), "magnitude": weight.abs(), "obd": weight * (weight * gradient)}
+    scores = product.get(score, weight * gradient)
+    keys, index = check_op("saliency_partition", weight, gradient, BOTTOM, TOP, 100, SCORES[score])[1:3]
+    scores = scores[index]
+    assert torch.equal(keys[:, None] < keys, scores[:, None] < scores)
+    assert torch.equal(keys[:, None] == keys, scores[:, None] == scores)
+    assert keys.min() >= LEAST_KEY and keys.max() <= INFINITY_KEY
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("score", ["obd", "signed"])
+def test_counts_tell_of_what_is_not_finite_although_negative(tier, score, bad):
+    weight, gradient = pair((5000,))
+    weight[4321], gradient[4321] = 1.0, bad
+    for sign in (1, -1):
+        assert int(ops.saliency_partition(weight, sign * gradient, 0, 0, 0, SCORES[score])[3][2]) >= INFINITY_KEY
+
+
 def test_four_dimensions_in_any_order(tier):
     weight, gradient = pair((5, 7, 3, 11))
     for order in itertools.permutations(range(4)):
@@ -107,7 +148,7 @@ def test_every_finite_16_bit_value_is_converted_exactly(tier, dtype):
     weight = bits.view(dtype)
     weight = weight[weight.isfinite()]
     for gradient in (torch.ones_like(weight), torch.ones(weight.shape)):
-        keys = check("saliency_partition", weight, gradient, 0, TOP, 2**16)[1]
+        keys = check_op("saliency_partition", weight, gradient, 0, TOP, 2**16)[1]
         assert torch.equal(keys, weight.float().abs().view(torch.int32))
 
 
@@ -129,7 +170,7 @@ def test_denormal_scores_whatever_the_flush_mode(tier):
 
 def test_overflow_is_the_largest_legal_key(tier):
     weight, gradient = torch.tensor([1e30, 1.0, -3e38]), torch.tensor([-1e30, 1.0, 1.0])
-    keys, counts = (check("saliency_partition", weight, gradient, 0, TOP, 3)[i] for i in (1, 3))
+    keys, counts = (check_op("saliency_partition", weight, gradient, 0, TOP, 3)[i] for i in (1, 3))
     assert keys[0] == INFINITY_KEY == counts[2] and keys[2] < INFINITY_KEY
 
 
@@ -197,8 +238,8 @@ def test_opcheck(tier, name):
 W = torch.ones(4, 2)
 WORDS, KEYS, INDEX = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32), torch.arange(2)
 SHAPE = "gradient must have the weight's shape and device, [4, 2] on cpu"
-INTERVAL = "low and high must satisfy -1 <= low <= high < 2^31"
-BINS = "low must not be negative and shift leave at most 4096 bins"
+INTERVAL = "low and high must satisfy -2^31 <= low <= high < 2^31"
+BINS = "shift must leave at most 65536 bins"
 TIES = "threshold must be a key and ties not negative"
 ERRORS = [
     (
@@ -209,16 +250,25 @@ ERRORS = [
     ("saliency_mask", (W, W.bool(), 0, 1), "gradient must be float32, float64, float16 or bfloat16 (got torch.bool)"),
     ("saliency_partition", (W, W.t(), 0, 1, 1), f"{SHAPE} (got [2, 4] on cpu)"),
     ("saliency_partition", (W, W, 2, 1, 1), f"{INTERVAL} (got (2, 1))"),
-    ("saliency_partition", (W, W, -2, 1, 1), f"{INTERVAL} (got (-2, 1))"),
+    ("saliency_partition", (W, W, -(2**31) - 1, 1, 1), f"{INTERVAL} (got (-2147483649, 1))"),
     ("saliency_partition", (W, W, 0, TOP + 1, 1), f"{INTERVAL} (got (0, 2147483648))"),
     ("saliency_partition", (W, W, 0, 1, -1), "capacity must not be negative (got -1)"),
     ("saliency_histogram", (W, W.view(8), 0, 1, 1), f"{SHAPE} (got [8] on cpu)"),
-    ("saliency_histogram", (W, W, 0, 4096, 0), f"{BINS} (got (0, 4096, 0))"),
-    ("saliency_histogram", (W, W, -1, 4, 0), f"{BINS} (got (-1, 4, 0))"),
+    ("saliency_histogram", (W, W, 0, 65536, 0), f"{BINS} (got (0, 65536, 0))"),
+    ("saliency_histogram", (W, W, -65536, 0, 0), f"{BINS} (got (-65536, 0, 0))"),
+    ("saliency_histogram", (W, None, 0, 4, 0), "gradient must be given for this score (got none)"),
+    ("saliency_sample", (W, W, INDEX, 2, 4), "score must be 0, 1, 2 or 3 (got 4)"),
+    ("saliency_mask", (W, W, 0, 0, 0, W[0]), "row_scale must be float32 [4] (got [2] torch.float32)"),
+    (
+        "saliency_partition",
+        (W, W, 0, 1, 1, 0, None, W[0].double()),
+        "col_scale must be float32 [2] (got [2] torch.float64)",
+    ),
     ("saliency_histogram", (W, W, 0, 4, -1), f"{BINS} (got (0, 4, -1))"),
     ("saliency_mask", (W, W[:2], 0, 0), f"{SHAPE} (got [2, 2] on cpu)"),
     ("saliency_mask", (W, W, 0, -1), f"{TIES} (got (0, -1))"),
     ("saliency_mask", (W, W, 2**31, 0), f"{TIES} (got (2147483648, 0))"),
+    ("saliency_mask", (W, W, -(2**31) - 1, 0), f"{TIES} (got (-2147483649, 0))"),
     ("saliency_sample", (W, W, torch.tensor([2, 8]), 2), "starts must be below 8 (got [8])"),
     ("saliency_sample", (W, W, torch.tensor([-1]), 2), "starts must be below 8 (got [-1])"),
     ("saliency_sample", (W[:0], W[:0], INDEX, 2), "starts must be below 0 (got [0])"),

@@ -26,13 +26,17 @@ SCALARS = {
     "shift": "i32",
     "tiles": "i32",
 }  # the others count elements: i64
+SNIP = {"SCORE": 0, "SCALED": False}
+SIGNED = {"SCORE": 3, "SCALED": True}
 TILE = {"ROWS": saliency.TILE_WORDS}
 BINS = {"BINS": 4096, "SIZE": saliency.TILE}
 RUN = {"LANES": saliency.RUN}
 KERNELS = [
-    (saliency.partition_kernel, TILE | {"LIST": True}, saliency.TILE_WARPS, ("fp32", "i16")),
-    (saliency.ties_kernel, TILE, saliency.TILE_WARPS, ("fp32",)),
-    (saliency.histogram_kernel, BINS, saliency.TILE_WARPS, ("fp16 fp64",)),
+    (saliency.partition_kernel, SNIP | TILE | {"LIST": True}, saliency.TILE_WARPS, ("fp32", "i16")),
+    (saliency.partition_kernel, SIGNED | TILE | {"LIST": True}, saliency.TILE_WARPS, ("fp32",)),
+    (saliency.ties_kernel, SNIP | TILE, saliency.TILE_WARPS, ("fp32",)),
+    (saliency.histogram_kernel, SNIP | BINS, saliency.TILE_WARPS, ("fp16 fp64",)),
+    (saliency.wide_histogram_kernel, SNIP | {"SIZE": saliency.TILE}, saliency.TILE_WARPS, ("fp32",)),
     (saliency.order_kernel, RUN, 1, ("",)),
     (saliency.set_bits_kernel, RUN, 1, ("",)),
 ]
@@ -41,6 +45,7 @@ KERNELS = [
 def signature(kernel, constants, dtypes):
     first, *second = dtypes.split() or [""]
     types = dict.fromkeys(INT32, "*i32") | dict.fromkeys(INT64, "*i64") | SCALARS
+    types |= {"row_scale": "*fp32", "col_scale": "*fp32"}
     types |= {"weight": f"*{first}", "gradient": f"*{second[0] if second else first}"}
     return {name: "constexpr" if name in constants else types.get(name, "i64") for name in kernel.arg_names}
 
@@ -66,6 +71,7 @@ def compile_for(arch, kernel, constants, warps, dtypes):
         "arch": arch,
         "kernel": kernel.__name__,
         "dtypes": dtypes,
+        "scaled": constants.get("SCALED", False),
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": compiled.metadata.shared,

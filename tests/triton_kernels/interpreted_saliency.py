@@ -17,13 +17,13 @@ from triton.runtime.errors import InterpreterError
 import snipkern
 from snipkern import backends
 from snipkern.ops import reference
-from snipkern.ops.schema_saliency import INFINITY_KEY, LARGEST_KEY, WORD_BITS
+from snipkern.ops.schema_saliency import INFINITY_KEY, LARGEST_KEY, MAGNITUDE, SCORES, WORD_BITS
 from snipkern.triton_kernels import saliency
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = (0, 1, 63, 64, 65, 128, saliency.TILE - 1, saliency.TILE, saliency.TILE + 1, 2 * saliency.TILE + 77)
-selection = importlib.import_module("snipkern.select")
+selection = importlib.import_module("snipkern.topk")
 
 
 def pair(shape, dtypes=(torch.float32, torch.float32), levels=50):
@@ -97,6 +97,25 @@ def test_every_finite_16_bit_value_is_converted_exactly(dtype):
     assert torch.equal(keys, weight.float().abs().view(torch.int32))
 
 
+@pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES[::3], DTYPES)), ids=str)
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+@pytest.mark.parametrize("scaled", [(False, False), (True, False), (True, True)], ids=str)
+def test_scores_and_scales(score, scaled, dtypes):
+    weight, gradient = pair((19, 7, 2), dtypes)
+    gradient = None if score == MAGNITUDE else gradient
+    scales = (torch.rand(19) if scaled[0] else None, torch.rand(14) if scaled[1] else None)
+    if scaled[1]:
+        scales[1][::5] = 0
+    weighing = (score, *scales)
+    keys = reference.saliency_partition(weight, gradient, -(2**31), LARGEST_KEY, 266, *weighing)[1]
+    for middle in (int(keys.median()), 0):
+        check("saliency_partition", weight, gradient, middle - 2**20, middle + 2**20, 266, *weighing)
+        check("saliency_mask", weight, gradient, middle, 5, *weighing)
+        check("saliency_histogram", weight, gradient, -(2**31), middle, 24, *weighing)
+    check("saliency_histogram", weight, gradient, -(2**31), LARGEST_KEY, 16, *weighing)
+    check("saliency_sample", weight, gradient, torch.tensor([0, 265]), 16, *weighing)
+
+
 def test_layouts():
     weight, gradient = pair((67, 101))
     check_middle(weight.t(), gradient.t().contiguous())
@@ -160,7 +179,7 @@ def test_offsets_beyond_31_bits(monkeypatch):
     tensor[first:] = tail
     tile = first // saliency.TILE
     monkeypatch.setattr(Launch, "only", (tile, tile + 1))
-    tiles = saliency.Tiles(tensor, tensor, 1, 0x3E000000, 5000)
+    tiles = saliency.Tiles(saliency.Scored(tensor, tensor, 0, None, None), 1, 0x3E000000, 5000)
     words, keys, index, counts = reference.saliency_partition(tail, tail, 1, 0x3E000000, 5000)
     assert torch.equal(tiles.words[first // WORD_BITS :], words)
     assert int(tiles.inside[tile:].sum()) == keys.numel() == int(counts[1]) > 0
@@ -207,7 +226,7 @@ def test_select_is_that_of_the_reference(tuning, levels, monkeypatch, request):
     ("name", "args"),
     [
         ("saliency_partition", (2, 1, 1)),
-        ("saliency_histogram", (0, 4096, 0)),
+        ("saliency_histogram", (0, 65536, 0)),
         ("saliency_mask", (0, -1)),
         ("saliency_sample", (torch.tensor([8]), 2)),
     ],
