@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 STAMPS = $(VENV)/.stamps
 CPP = csrc/bindings/*.h csrc/bindings/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp
 
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo gpt lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ test: $(STAMPS)/demo ## Run every test
 
 demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side by side
 	$(BIN)/python examples/train_mnist.py
+
+gpt: $(STAMPS)/snipkern ## Train a GPT on Python's own library, dense and 5 % sparse in turns: about five minutes
+	$(BIN)/python examples/train_gpt.py --compare --block 16 16 --steps 400
 
 lint: $(STAMPS)/lint ## Check style and types: ruff, pyright, clang-format
 	$(BIN)/ruff check .

@@ -1,0 +1,100 @@
+"""One process or several under torchrun: replicas (DDP) or shards (FSDP2) of a model, on the CPU with gloo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["Parallel", "ParallelError"]
+
+
+class ParallelError(Exception):
+    """The processes are not what was asked for; the message says why."""
+
+
+class Parallel:
+    """This process among those that train together.
+
+    Attributes:
+        rank, world: Its number, and how many there are; 0 and 1 without torchrun.
+        fsdp: Whether models are sharded over the ranks; replicated otherwise.
+    """
+
+    def __init__(self, fsdp: bool = False) -> None:
+        self.started = "WORLD_SIZE" in os.environ
+        if fsdp and not self.started:
+            raise ParallelError("--fsdp shards over processes: start it with torchrun --nproc-per-node N")
+        if self.started:
+            dist.init_process_group("gloo")
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if self.started else (0, 1)
+        self.fsdp = fsdp
+
+    def close(self) -> None:
+        """Leaves the group of processes."""
+        if self.started:
+            dist.destroy_process_group()
+
+    def __str__(self) -> str:
+        if self.world == 1 and not self.fsdp:
+            return "one process"
+        return f"{self.world} processes, {'sharded (FSDP2)' if self.fsdp else 'replicated (DDP)'}"
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+    def shard_(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+        """Shards a model over the ranks: each block on its own, so that one at a time is gathered, then the rest."""
+        mesh = dist.device_mesh.init_device_mesh("cpu", (self.world,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What to call in training: a replica that averages gradients, or the model itself."""
+        return DistributedDataParallel(model) if self.world > 1 and not self.fsdp else model
+
+    @contextlib.contextmanager
+    def reducing(self, wrapped: nn.Module, reduce: bool) -> Generator[None]:
+        """Averages gradients over the ranks in the backward passes within, or leaves that for a later one."""
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(reduce)
+        waiting = isinstance(wrapped, DistributedDataParallel) and not reduce
+        with wrapped.no_sync() if waiting else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def averaging(self, model: nn.Module) -> Generator[None]:
+        """Averages over the ranks every gradient that is found within, of a model that is not wrapped."""
+
+        def mean(gradient: Tensor) -> Tensor:
+            total = gradient.clone()
+            dist.all_reduce(total)
+            return total / self.world
+
+        parameters = list(model.parameters()) if self.world > 1 else []
+        handles = [parameter.register_hook(mean) for parameter in parameters]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def mean(self, value: Tensor) -> float:
+        """Mean over the ranks of a scalar."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return float(value) / self.world
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.started:
+            dist.barrier()
