@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from snipkern import backends, costs, engine, measure
+from snipkern import backends, cost_model, costs, engine, measure
 from snipkern.engine import MARGIN, NOISE, Choice, Cost, Prediction, Work, choose, predict
 from snipkern.masks import Mask
 from snipkern.measure import Times
