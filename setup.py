@@ -107,6 +107,7 @@ def main():
     setup(
         packages=[
             "snipkern",
+            "snipkern.allocation",
             "snipkern.nn",
             "snipkern.ops",
             "snipkern.triton_kernels",

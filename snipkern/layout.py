@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "has_room", "one_layout", "require_block"]
 
 INT32_LIMIT = 2**31
 
@@ -71,3 +71,8 @@ def one_layout(op: str, block: tuple[int, int] | None, layout: Layout | None) ->
     if layout is not None:
         raise ValueError(f"{op}: give either block or layout (got both)")
     return Layout(require_block(op, block))
+
+
+def has_room(shape: torch.Size | tuple[int, ...], block: tuple[int, int]) -> bool:
+    """Whether a weight, seen as ``[shape[0], everything else]``, is at least one block high and wide."""
+    return len(shape) >= 2 and shape[0] >= block[0] and torch.Size(shape[1:]).numel() >= block[1]

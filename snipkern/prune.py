@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from snipkern import backends, optim, options, report
 from snipkern import engine as engines
-from snipkern.layout import Layout
+from snipkern.allocation import Flow, Graph, allocate, allocation, watching
+from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.pruned import Pruned
 from snipkern.score import LossFn, gradients
-from snipkern.select import kept_count, select
-from snipkern.select_block import block_masks, has_room
+from snipkern.select import kept_count
 from snipkern.workload import Call, workload
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
-CRITERIA = ("snip",)
+CRITERIA = ("snip", "random")
 PRESETS = ("paper",)
-Handle = TypeVar("Handle", bound="Pruned")
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What was done to a model: masks by the dense model's parameter names, and the layers of the report."""
-
-    masks: dict[str, Mask]
-    layers: list[report.Layer]
-    title: ClassVar[str] = "pruned"
-
-    @property
-    def kept(self) -> int:
-        """Number of kept weights."""
-        return sum(mask.count() for mask in self.masks.values())
-
-    @property
-    def density(self) -> float:
-        """Kept share of the pooled weights, in [0, 1]."""
-        return self.kept / max(sum(mask.numel for mask in self.masks.values()), 1)
-
-    def report(self) -> str:
-        """The layers as a table in plain text: what is kept of each, how it computes, and why so."""
-        return report.table(self.layers, self.title)
-
-    def measure(self: Handle) -> Handle:
-        """The same, with every layer timed that has sparse kernels, for the report: forward and backward, dense and
-        sparse, on synthetic input as seen while scoring; some 30 ms a layer. The model is not run, engines stay.
-        """
-        layers = [
-            layer
-            if layer.work is None or engines.missing_kernels(layer.work.device)
-            else dataclasses.replace(
-                layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice, layer.layout)
-            )
-            for layer in self.layers
-        ]
-        return dataclasses.replace(self, layers=layers)
-
-    def __str__(self) -> str:
-        return self.report()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan(Pruned):
     """A decision not yet applied: print it, look at ``masks`` and ``layers``, then ``apply_()`` it."""
 
@@ -106,7 +65,13 @@ def plan(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    scope: str = "global",
     block: tuple[int, int] | None = None,
+    balance: bool | None = None,
+    order: Literal["auto"] | bool = "auto",
+    mix: float = 0.0,
+    min_keep: int | float | None = None,
+    cascade: bool | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Plan:
@@ -114,6 +79,7 @@ def plan(
     kept = options.keep_of(keep, sparsity)
     options.one_of("criterion", criterion, CRITERIA)
     block = options.block_of(engine, block)
+    shares = allocation(block, scope=scope, balance=balance, order=order, mix=mix, min_keep=min_keep, cascade=cascade)
     if preset is not None:
         options.one_of("preset", preset, PRESETS)
         if batches != 1:
@@ -121,12 +87,12 @@ def plan(
     paper = preset == "paper"
     pool = prunable(model, filter_fn, biases=paper)
     kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
-    found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, redraw=paper, progress=progress)
-    masks = select(found.pairs, kept)
-    if block is not None:
-        masks = block_masks(found.pairs, masks, block)
-    layouts = _plain_layouts(masks, block)
-    return Plan(masks, _layers(model, pool, masks, engine, found.calls, layouts), model, pool, optimizer)
+    graph, watched = watching(model, pool, loss_fn) if not shares.plain else (Graph(), loss_fn)
+    found = gradients(model, loader, pool, loss_fn=watched, batches=batches, redraw=paper, progress=progress)
+    seed = int(torch.randint(2**62, ())) if criterion == "random" else None
+    chosen = allocate(found.pairs, pool, kept, shares, graph, seed)
+    layers = _layers(model, pool, chosen.masks, engine, found.calls, chosen.layouts, chosen.flows)
+    return Plan(chosen.masks, layers, chosen.layouts, model=model, pool=pool, optimizer=optimizer)
 
 
 def prune_(
@@ -141,7 +107,13 @@ def prune_(
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
+    scope: str = "global",
     block: tuple[int, int] | None = None,
+    balance: bool | None = None,
+    order: Literal["auto"] | bool = "auto",
+    mix: float = 0.0,
+    min_keep: int | float | None = None,
+    cascade: bool | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Pruned:
@@ -158,7 +130,8 @@ def prune_(
         keep: Fraction of the pooled weights to keep, in (0, 1], or an int: their number. Exactly
             ``round(keep * N)`` are kept.
         sparsity: ``1 - keep``, as an alternative to it.
-        criterion: ``"snip"``: connection sensitivity ``|g * w|``.
+        criterion: ``"snip"``: connection sensitivity ``|g * w|``. ``"random"``: a baseline, as many of each layer as
+            with ``"snip"``, but drawn by torch's random numbers.
         loss_fn: ``loss_fn(model, batch)`` -> scalar loss. Default: cross entropy, or the model's own loss.
         batches: Batches whose gradients are averaged for scoring.
         filter_fn: ``filter_fn(module, fqn)`` -> whether to pool that module's weights. Default: every trainable weight
@@ -168,9 +141,19 @@ def prune_(
         engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), or ``"auto"``: each layer's fastest by a cost model
             and, where that is not clear, by timing the layer for some milliseconds: near break-even two runs may
             differ (not under ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
-        block: Height and width, in output and input features: keep whole blocks instead of single weights. Each layer
-            keeps its blocks with the largest mean score, as many as fit into what element-wise selection would keep
-            of it; layers smaller than a block are pruned element-wise. Fewer weights than ``keep`` says may stay.
+        scope: How many weights each layer keeps. ``"global"``: as many as it has among the globally largest scores;
+            ``"layer"``: the same share of each; ``"uniform"``: that, with the first layer dense; ``"erk"``: in
+            proportion to the sum of its dimensions. The best of each layer within that; the total stays exact.
+        block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
+            of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where a budget
+            of ``"global"`` is under one block per block row, ``"erk"`` is taken. A little less than ``keep`` may stay.
+        balance: Rows and columns share what a layer keeps, so that few die. Default: with blocks.
+        order: Rows and columns that score alike are brought together in blocks: True, False, or ``"auto"``: in linear
+            layers, for blocks of 16 and more.
+        mix: Share of a layer's weights to keep as single ones beside its blocks, in [0, 1].
+        min_keep: What every layer keeps at least: a number of weights, or a share of its own; the total stays.
+        cascade: Inputs that nothing kept reaches score nothing, as far as it can be seen what feeds a layer. Default:
+            with blocks or balance.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
         progress: Show a progress bar while scoring.
 
@@ -196,7 +179,13 @@ def prune_(
         filter_fn=filter_fn,
         preset=preset,
         engine=engine,
+        scope=scope,
         block=block,
+        balance=balance,
+        order=order,
+        mix=mix,
+        min_keep=min_keep,
+        cascade=cascade,
         optimizer=optimizer,
         progress=progress,
     ).apply_()
@@ -229,8 +218,8 @@ def sparsify_(
     else:
         options.layouts_of(engine, block, layouts, masks)
     pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {}, layouts)
-    return _convert(model, pool, Pruned(dict(masks), layers), optimizer)
+    layers = _layers(model, pool, masks, engine, {}, layouts, {})
+    return _convert(model, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
 
 
 def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
@@ -263,6 +252,7 @@ def _layers(
     engine: str,
     calls: Mapping[str, Call],
     layouts: Mapping[str, Layout],
+    flows: Mapping[str, Flow],
 ) -> list[report.Layer]:
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
@@ -277,7 +267,8 @@ def _layers(
         with _naming(entry):
             choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = type(module).__name__, None if layout is None else layout.block
-        layers.append(report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout))
+        row = report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout)
+        layers.append(replace(row, flow=flows.get(entry.fqn)))
     return layers
 
 
@@ -295,7 +286,7 @@ def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: 
     convert.apply_(model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)
-    return Pruned(pruned.masks, pruned.layers)
+    return Pruned(pruned.masks, pruned.layers, pruned.layouts)
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from snipkern.allocation.flow import Flow
 from snipkern.engine import Choice
 from snipkern.layout import Layout
 from snipkern.workload import Workload
@@ -32,6 +33,7 @@ class Layer:
         block: Height and width of the blocks that are kept, or None: single weights.
         layout: The same with orders and single weights, or None.
         work: What it computes in a training step; None where there is no sparse kernel for it.
+        flow: Which of its inputs and outputs are dead; None where nobody has looked.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Layer:
     block: tuple[int, int] | None = None
     work: Workload | None = None
     layout: Layout | None = None
+    flow: Flow | None = None
 
     @property
     def engine(self) -> str:
@@ -91,6 +94,11 @@ def table(layers: Sequence[Layer], title: str) -> str:
     blocks = any(layer.block for layer in layers)
     if blocks:
         grid.add_column("block", justify="right", no_wrap=True)
+    seen = any(layer.flow for layer in layers)
+    live = sum(layer.kept if layer.flow is None else layer.flow.effective for layer in layers)
+    if seen:
+        grid.add_column("live", f"{live:,}", justify="right", no_wrap=True)
+        grid.add_column("dead in, out", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
     grid.add_column("why")
     for layer in layers:
@@ -103,6 +111,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             f"{layer.numel:,}",
             f"{layer.density:.2%}",
             *([blocks_of(layer)] if blocks else []),
+            *(_flow(layer) if seen else []),
             layer.engine,
             layer.reason,
         )
@@ -112,4 +121,16 @@ def table(layers: Sequence[Layer], title: str) -> str:
     empty = [layer.name for layer in layers if layer.kept == 0 and len(layer.shape) > 1]
     if empty:
         console.print(f"Warning: nothing is kept of {', '.join(empty)}: these layers pass on only their biases.")
+    untraced = [layer.name for layer in layers if layer.flow is not None and not layer.flow.traced]
+    if untraced:
+        console.print(f"Not traced what feeds {', '.join(untraced)}: all inputs count as alive.")
+    if seen:
+        console.print(f"Effective sparsity {1 - live / max(numel, 1):.2%}: without weights between dead ends.")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def _flow(layer: Layer) -> list[str]:
+    """Kept weights on live paths, and dead inputs and outputs."""
+    if layer.flow is None:
+        return ["", ""]
+    return [f"{layer.flow.effective:,}", f"{layer.flow.dead_inputs:,}, {layer.flow.dead_outputs:,}"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import make_cnn, make_mlp
+from nets import make_mlp
 from torch import nn
 
 import snipkern as sk
@@ -19,7 +19,6 @@ from snipkern.engine import Choice, choose
 from snipkern.masks import Mask
 from snipkern.measure import Times
 from snipkern.nn import SparseLinear
-from snipkern.select_block import block_masks, has_room
 from snipkern.testing import random_block_mask, run_on, tiers
 from snipkern.topology import BlockTopology
 from snipkern.workload import Workload
@@ -33,71 +32,14 @@ def batch(generator):
     return [(torch.randn(32, 20, generator=generator), torch.randint(5, (32,), generator=generator))]
 
 
-def expected_mask(weight, gradient, budget, block):
-    """Block by block in float64: mean score, best first, ties by index, until the budget is spent."""
-    rows, cols = weight.shape[0], weight[0].numel()
-    score = (weight.float() * gradient.float()).abs().double().view(rows, cols)
-    places = [(i, j) for i in range(0, rows, block[0]) for j in range(0, cols, block[1])]
-    means = [score[i : i + block[0], j : j + block[1]].mean() for i, j in places]
-    kept, spent = torch.zeros(rows, cols, dtype=torch.bool), 0
-    for n in torch.stack(means).argsort(descending=True, stable=True).tolist():
-        i, j = places[n]
-        part = kept[i : i + block[0], j : j + block[1]]
-        if spent + part.numel() > budget and spent > 0:
-            break
-        part[:] = True
-        spent += part.numel()
-    return kept.view(weight.shape)
-
-
-@pytest.mark.parametrize("block", [(4, 1), (1, 4), (4, 4), (3, 5), (7, 2), (20, 30)], ids=str)
-def test_best_blocks_within_the_budget(block, generator):
-    shapes = {"a": (33, 41), "b": (20, 3, 5, 2), "c": (2, 50), "d": (17,)}
-    pairs = {
-        name: (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
-        for name, shape in shapes.items()
-    }
-    pairs["a"] = (pairs["a"][0].half(), pairs["a"][1].t().contiguous().t())
-    masks = sk.select(pairs, 0.3)
-    found = block_masks(pairs, masks, block)
-    for name, (weight, gradient) in pairs.items():
-        if has_room(weight.shape, block):
-            expected = expected_mask(weight, gradient, masks[name].count(), block)
-            assert torch.equal(found[name].to_dense(), expected), name
-            assert BlockTopology(found[name], block).nnz <= max(masks[name].count(), block[0] * block[1])
-        else:
-            assert found[name] is masks[name]
-
-
-def test_ties_go_to_the_first_blocks_and_nothing_stays_nothing(generator):
-    ones = {"w": (torch.ones(6, 6), torch.ones(6, 6)), "none": (torch.zeros(6, 6), torch.ones(6, 6))}
-    masks = sk.select(ones, 13)
-    found = block_masks(ones, masks, (2, 2))
-    assert masks["none"].count() == 0 and found["none"].count() == 0
-    assert found["w"].to_dense().nonzero()[:, 0].max() == 1 and found["w"].count() == 12
-
-
-def test_masks_do_not_depend_on_backend_or_threads(generator, restore_threads, monkeypatch):
-    pairs = {"w": (torch.randn(300, 700, generator=generator), torch.randn(300, 700, generator=generator))}
-    found = []
-    for threads in (1, 3):
-        for tier in tiers():
-            torch.set_num_threads(threads)
-            with run_on(tier):
-                found.append(block_masks(pairs, sk.select(pairs, 0.05), (16, 4)))
-    monkeypatch.setattr("snipkern.select_block.CHUNK", 1000)
-    found.append(block_masks(pairs, sk.select(pairs, 0.05), (16, 4)))
-    assert all(masks == found[0] for masks in found)
-
-
 @pytest.mark.parametrize("engine", ["bsr", "csr", "masked"])
 def test_trains_like_the_masked_dense_model(engine, batch):
     dense, model = make_mlp(), None
     model = copy.deepcopy(dense)
     pruned = sk.prune_(model, batch, keep=0.3, block=BLOCK, engine=engine)
-    assert [layer.engine for layer in pruned.layers] == [engine] * 3
-    assert [layer.block for layer in pruned.layers] == [BLOCK] * 3
-    assert "4x2" in str(pruned) and 0 < pruned.density <= 0.3
+    assert [layer.engine for layer in pruned.layers] == [engine, engine, "csr" if engine == "bsr" else engine]
+    assert [layer.block for layer in pruned.layers] == [BLOCK, BLOCK, None]
+    assert "4x2" in str(pruned) and 0 < pruned.kept <= round(0.3 * 1306)
     kept = {name: mask.to_dense() for name, mask in pruned.masks.items()}
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, dense)]
     for _ in range(4):
@@ -121,22 +63,22 @@ def test_trains_like_the_masked_dense_model(engine, batch):
         torch.testing.assert_close(weight.detach(), dense.get_parameter(name).detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_layers_smaller_than_a_block_stay_element_wise(batch):
+def test_layers_of_few_blocks_stay_element_wise(batch):
     model = make_mlp()
-    plan = sk.plan(model, batch, keep=0.3, block=(8, 8), engine="bsr")
-    assert [(layer.engine, layer.block) for layer in plan.layers] == [("bsr", (8, 8)), ("bsr", (8, 8)), ("csr", None)]
-    assert plan.layers[2].reason == "smaller than a block" and "1x1" in str(plan)
-    assert plan.masks["4.weight"] == sk.plan(model, batch, keep=0.3).masks["4.weight"]
+    plan = sk.plan(model, batch, keep=0.3, block=(4, 4), engine="bsr")
+    assert [(layer.engine, layer.block) for layer in plan.layers] == [("bsr", (4, 4)), ("bsr", (4, 4)), ("csr", None)]
+    assert plan.layers[2].reason == "too small for blocks" and "1x1" in str(plan)
     plan.apply_()
-    assert [m.block for m in model if isinstance(m, SparseLinear)] == [(8, 8), (8, 8), None]
+    assert [m.block for m in model if isinstance(m, SparseLinear)] == [(4, 4), (4, 4), None]
+    larger = sk.plan(make_mlp(), batch, keep=0.3, block=(8, 8), engine="bsr")
+    assert {layer.block for layer in larger.layers} == {None} and not larger.layouts
+    assert larger.kept == round(0.3 * 1306)
 
 
 def test_convolutions_keep_blocks_and_compute_with_them(images):
-    model = make_cnn()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 16))
     pruned = sk.prune_(model, images, keep=0.4, block=BLOCK, engine="bsr")
-    engines = {layer.name: (layer.engine, layer.reason) for layer in pruned.layers}
-    assert engines["0.weight"][0] == "bsr" and model[0].block == BLOCK
-    assert engines["3.weight"][0] == "masked" and engines["7.weight"][0] == "bsr"
+    assert [layer.engine for layer in pruned.layers] == ["bsr"] * 3 and model[0].block == BLOCK
     for mask in pruned.masks.values():
         BlockTopology(mask, BLOCK)
     assert model.eval()(images[0][0]).isfinite().all()
@@ -153,7 +95,7 @@ def test_copies_and_checkpoints_keep_the_block(batch):
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     fresh = sk.load_(make_mlp(), state)
-    assert [m.block for m in fresh if isinstance(m, SparseLinear)] == [BLOCK] * 3
+    assert [m.block for m in fresh if isinstance(m, SparseLinear)] == [BLOCK, BLOCK, None]
     assert torch.equal(fresh(x), model(x))
     model.load_state_dict(state)
     dense = make_mlp()
@@ -225,7 +167,7 @@ def test_auto_prefers_blocks_where_they_are_faster(tier, monkeypatch):
         assert choose("auto", layer, mask).engine == "csr"
         assert choose("csr", replace(layer, block=(4, 1)), mask).engine == "csr"
         assert choose("bsr", replace(conv, block=(4, 1)), mask).engine == "bsr"
-        assert choose("bsr", layer, mask) == Choice("csr", "smaller than a block")
+        assert choose("bsr", layer, mask) == Choice("csr", "too small for blocks")
         for block, expected in (((4, 1), "bsr"), ((16, 16), "bsr"), ((1, 4), "csr"), (None, "csr")):
             assert choose("auto", replace(conv, block=block), mask).engine == expected
         full = replace(layer, kept=layer.numel)

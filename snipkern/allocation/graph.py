@@ -1,0 +1,260 @@
+"""Which layer's outputs feed which layer's inputs, seen while the model runs.
+
+Functions that torch tensors go through are watched during one forward pass (``TorchFunctionMode``), whatever Python
+does around them: no symbolic tracing, no assumption about modules. A tensor made by a pooled layer carries where its
+channels come from; activations, norms and pooling keep them, additions unite them, concatenations join them, flattening
+repeats them. After anything else the origin is *unknown*. Tensors that no pooled layer made come from outside and are
+alive everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snipkern.allocation.channels import (
+    Channels,
+    Outputs,
+    Outside,
+    Unknown,
+    concatenated,
+    repeated,
+    united,
+)
+from snipkern.pool import Prunable
+from snipkern.score import LossFn, default_loss
+
+__all__ = ["Graph", "Watch", "watching"]
+
+
+@dataclass
+class Graph:
+    """What feeds each pooled layer.
+
+    Attributes:
+        inputs: Parameter name -> channels of its input, of each call; in the order of first calls.
+        groups: Parameter name -> groups of its convolution.
+        used: Channels that something outside the pool may read: losses, unknown functions.
+    """
+
+    inputs: dict[str, list[Channels]] = field(default_factory=dict[str, list[Channels]])
+    groups: dict[str, int] = field(default_factory=dict[str, int])
+    used: list[Channels] = field(default_factory=list[Channels])
+
+    def order(self, names: Sequence[str]) -> list[str]:
+        """The names in forward order; those that were not seen come last."""
+        place = {name: i for i, name in enumerate(self.inputs)}
+        return sorted(names, key=lambda name: place.get(name, len(place)))
+
+
+KEEPING = frozenset(
+    """relu relu_ relu6 gelu silu elu selu celu mish leaky_relu hardswish hardtanh hardsigmoid tanh sigmoid softplus
+    threshold threshold_ prelu rrelu logsigmoid softsign tanh_ sigmoid_ clamp clamp_ clamp_min abs square sqrt rsqrt exp
+    log log1p neg pow dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ batch_norm
+    layer_norm group_norm instance_norm rms_norm local_response_norm max_pool1d max_pool2d max_pool3d avg_pool1d
+    avg_pool2d avg_pool3d lp_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d interpolate contiguous clone detach to float half bfloat16 double type
+    type_as cuda cpu requires_grad_ nan_to_num""".split()
+)
+UNITING = frozenset(
+    """add add_ sub sub_ mul mul_ div div_ true_divide maximum minimum __add__ __radd__ __iadd__
+    __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ rsub""".split()
+)
+RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())
+REDUCING = frozenset("mean sum amax amin".split())
+LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+CALL = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+# Tables: what comes out has its own dimension of features, whatever went in.
+LOOKUPS = frozenset({"embedding", "embedding_bag"})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor's channels come from, and which of its dimensions they are."""
+
+    channels: Channels
+    dim: int
+
+
+# A tensor given to a function, its origin if it has one, and its shape.
+Given = tuple[Tensor, Origin | None, tuple[int, ...]]
+
+
+class Watch(TorchFunctionMode):
+    """Notes the graph of what runs inside it.
+
+    Args:
+        weights: Pooled parameters and their names.
+    """
+
+    def __init__(self, weights: Mapping[nn.Parameter, str]) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self._names = {id(parameter): name for parameter, name in weights.items()}
+        self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # With shapes as they are before the call: some functions change them in place.
+        given = [(t, self._origins.get(t), tuple(t.shape)) for t in _tensors((*args, *kwargs.values()))]
+        out = func(*args, **kwargs)
+        results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        if results:
+            origin = self._origin(getattr(func, "__name__", ""), args, kwargs, given, results)
+            for result in results:
+                if origin is None or isinstance(origin.channels, Outside):
+                    self._origins.pop(result, None)
+                else:
+                    self._origins[result] = origin
+        return out
+
+    def _origin(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
+    ) -> Origin | None:
+        """Of what a function returned; None: from outside."""
+        known = [origin.channels for _, origin, _ in given if origin is not None]
+        if name in LAYERS:
+            call: dict[str, Any] = {**dict(zip(CALL, args, strict=False)), **kwargs}
+            if id(call["weight"]) in self._names:
+                return self._layer(self._names[id(call["weight"])], name, call)
+        if not known:
+            return None
+        if name in LAYERS or name in LOOKUPS:  # not pooled: dense
+            self.graph.used += known
+            return None
+        origin = self._follow(name, args, kwargs, given, results) or Origin(Unknown(), 0)
+        if isinstance(origin.channels, (Unknown, Outside)):
+            self.graph.used += known  # by whom can't be told any more
+        return origin
+
+    def _layer(self, pooled: str, name: str, call: Mapping[str, Any]) -> Origin:
+        x, weight = call["input"], call["weight"]
+        dim = x.dim() - (1 if name == "linear" else weight.dim() - 1)
+        origin = self._origins.get(x)
+        channels: Channels = Outside(x.shape[dim])
+        if origin is not None:
+            channels = origin.channels if origin.dim == dim else Unknown()
+            if origin.dim != dim:
+                self.graph.used.append(origin.channels)
+        self.graph.inputs.setdefault(pooled, []).append(channels)
+        self.graph.groups[pooled] = int(call.get("groups", 1)) if name != "linear" else 1
+        return Origin(Outputs(weight.shape[0], pooled), dim)
+
+    def _follow(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
+    ) -> Origin | None:
+        """Where the result of a function of known tensors comes from; None: nobody knows."""
+        if len(results) != 1:
+            return None
+        out = results[0]
+        if name in UNITING:
+            return _united(given, out)
+        if name == "cat" or name == "concat":
+            return self._joined(args, kwargs, out)
+        _, origin, shape = given[0]
+        if origin is None or isinstance(origin.channels, Unknown):
+            return None
+        if name in KEEPING:
+            same = out.dim() == len(shape) and out.shape[origin.dim] == shape[origin.dim]
+            return origin if same else None
+        if name in RESHAPING:
+            return _reshaped(origin, shape, tuple(out.shape))
+        if name == "permute":
+            dims = args[1:] or tuple(kwargs.values())
+            dims = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+            return Origin(origin.channels, [d % len(shape) for d in dims].index(origin.dim))
+        if name in ("transpose", "swapaxes", "transpose_"):
+            a, b = (d % len(shape) for d in (*args[1:], *kwargs.values()))
+            return Origin(origin.channels, {a: b, b: a}.get(origin.dim, origin.dim))
+        if name in REDUCING:
+            return _reduced(origin, len(shape), args, kwargs, out)
+        return None
+
+    def _joined(self, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
+        parts = args[0] if args else kwargs["tensors"]
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+        origins = [self._origins.get(part) for part in parts]
+        if any(origin is not None and origin.dim != dim for origin in origins):
+            return None
+        return Origin(
+            concatenated(
+                [Outside(part.shape[dim]) if o is None else o.channels for part, o in zip(parts, origins, strict=True)]
+            ),
+            dim,
+        )
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _tensors(value)
+    return found
+
+
+def _united(given: Sequence[Given], out: Tensor) -> Origin | None:
+    """Of an element-wise function of several tensors: alive where any is. Constants and parameters carry nothing."""
+    origins = [(origin, shape) for _, origin, shape in given if origin is not None]
+    followed = [(origin, shape) for origin, shape in origins if not isinstance(origin.channels, Unknown)]
+    if any(o is None and t.numel() > 1 and not isinstance(t, nn.Parameter) for t, o, _ in given):
+        return Origin(Outside(0), 0)
+    from_right = {origin.dim - len(shape) for origin, shape in followed}
+    if len(followed) < len(origins) or len(from_right) != 1:
+        return None
+    dim = from_right.pop() + out.dim()
+    if any(shape[origin.dim] != out.shape[dim] for origin, shape in followed):
+        return None
+    return Origin(united([origin.channels for origin, _ in followed]), dim)
+
+
+def _reshaped(origin: Origin, shape: tuple[int, ...], new: tuple[int, ...]) -> Origin | None:
+    """Where everything before the channels stays, and they stay or take in what comes after them."""
+    channels, before = shape[origin.dim], torch.Size(shape[: origin.dim]).numel()
+    after = torch.Size(shape[origin.dim + 1 :]).numel()
+    for dim in range(len(new)):
+        if torch.Size(new[:dim]).numel() == before and new[dim] >= channels and new[dim] % channels == 0:
+            times = new[dim] // channels
+            if after % times == 0:
+                return Origin(repeated(origin.channels, times), dim)
+    return None
+
+
+def _reduced(origin: Origin, dims: int, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
+    """A mean or the like over other dimensions than the channels."""
+    over = args[1] if len(args) > 1 else kwargs.get("dim")
+    if over is None:
+        return None
+    gone = {d % dims for d in ((over,) if isinstance(over, int) else over)}
+    if origin.dim in gone:
+        return None
+    shift = 0 if out.dim() == dims else sum(d < origin.dim for d in gone)
+    return Origin(origin.channels, origin.dim - shift)
+
+
+def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None) -> tuple[Graph, LossFn]:
+    """The same loss function, but watched in its first call, and the graph that it will have found then.
+
+    Compiled models are not watched: nothing is traced in them.
+    """
+    loss = loss_fn or default_loss
+    watch = Watch({entry.parameter: entry.fqn for entry in pool})
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        return watch.graph, loss
+
+    def watched(model: nn.Module, batch: Any) -> Tensor:
+        if watch.graph.inputs:
+            return loss(model, batch)
+        with watch:
+            return loss(model, batch)
+
+    return watch.graph, watched

@@ -1,0 +1,106 @@
+"""One layer's mask: within its budget, its best blocks or its best single weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snipkern.allocation.balance import balanced, best
+from snipkern.allocation.budget import nothing
+from snipkern.allocation.options import Allocation
+from snipkern.allocation.order import bisected
+from snipkern.allocation.scores import Grid, Live, Scales, block_sums, features, half_scales, largest, largest_outside
+from snipkern.layout import Layout
+from snipkern.masks import Mask
+
+__all__ = ["LEAST_BLOCKS", "block_mask", "element_mask", "has_blocks"]
+
+# Layers with fewer block rows or block columns are pruned element by element: blocks would cut through them, and they
+# are so small that it costs nothing.
+LEAST_BLOCKS = 4
+
+
+def has_blocks(shape: torch.Size | tuple[int, ...], block: tuple[int, int]) -> bool:
+    """Whether a weight, seen as ``[shape[0], everything else]``, is large enough to be pruned in blocks."""
+    if len(shape) < 2:
+        return False
+    grid = Grid(shape[0], torch.Size(shape[1:]).numel(), block).shape
+    return all(count >= LEAST_BLOCKS or side == 1 for count, side in zip(grid, block, strict=True))
+
+
+def element_mask(weight: Tensor, gradient: Tensor, live: Live, budget: int, balance: bool) -> Mask:
+    """The ``budget`` best single weights, exactly; those of dead rows and columns come last."""
+    if budget == 0:
+        return nothing(weight.shape)
+    return largest(weight, gradient, _scales(weight, gradient, live, balance and weight.dim() > 1), budget)
+
+
+def _scales(weight: Tensor, gradient: Tensor, live: Live, balance: bool) -> Scales:
+    return half_scales(weight, gradient, live) if balance else live.scales(weight.device)
+
+
+def block_mask(
+    weight: Tensor, gradient: Tensor, live: Live, budget: int, options: Allocation, ordered: bool
+) -> tuple[Mask, Layout]:
+    """Whole blocks, and with ``mix`` single weights beside them, within the budget or one block.
+
+    Args:
+        live: Rows that are read and columns that are reached. Blocks without any are not kept.
+        ordered: Whether rows and columns may change places.
+
+    Returns:
+        The mask and how it lies in blocks.
+    """
+    assert options.block is not None
+    grid = Grid(weight.shape[0], weight.shape[1:].numel(), options.block)
+    if ordered:
+        of_rows, of_cols = features(weight, gradient, live)
+        height, width = options.block
+        grid = replace(
+            grid,
+            row_order=bisected(of_rows, height) if height > 1 else None,
+            col_order=bisected(of_cols, width) if width > 1 else None,
+        )
+    sizes = grid.sizes()
+    sums = block_sums(weight, gradient, grid, live)
+    in_blocks = budget - round(options.mix * budget)
+    kept = np.zeros(grid.shape, dtype=np.bool_)
+    if in_blocks:
+        choose = balanced if options.balance else best
+        kept = choose(sums / sizes, sizes, _living(grid, live), in_blocks)
+    mask = Mask.from_dense(torch.from_numpy(grid.dense(kept)).view(weight.shape))
+    singles = None
+    if options.mix:
+        mask, singles = _with_singles(weight, gradient, live, mask, budget, options.balance)
+    row_order, col_order = (
+        None if order is None else torch.from_numpy(order) for order in (grid.row_order, grid.col_order)
+    )
+    return mask, Layout(options.block, row_order, col_order, singles)
+
+
+def _living(grid: Grid, live: Live) -> NDArray[np.bool_]:
+    """Blocks with a row and a column that live."""
+    found = np.ones(grid.shape, dtype=np.bool_)
+    for axis, (flags, order, side) in enumerate(
+        ((live.rows, grid.row_order, grid.block[0]), (live.cols, grid.col_order, grid.block[1]))
+    ):
+        if flags is not None:
+            placed = flags if order is None else flags[order]
+            any_ = np.logical_or.reduceat(placed, np.arange(0, placed.size, side))
+            found &= np.expand_dims(any_, 1 - axis)
+    return found
+
+
+def _with_singles(
+    weight: Tensor, gradient: Tensor, live: Live, blocks: Mask, budget: int, balance: bool
+) -> tuple[Mask, Mask | None]:
+    """The mask of blocks with the best single weights outside of them, and those alone."""
+    count = min(budget, blocks.numel) - blocks.count()
+    if count <= 0:
+        return blocks, None
+    singles = largest_outside(weight, gradient, _scales(weight, gradient, live, balance), count, blocks)
+    return Mask(blocks.words | singles.words, blocks.shape), singles

@@ -1,0 +1,181 @@
+"""What is asked of the scores of one layer: sums by blocks, scales of rows and columns, the largest. Never a copy.
+
+A score is ``|w * g|`` as in :func:`snipkern.select.select`, of a weight seen as ``[rows, cols]``, everything but the
+first dimension being columns. All results are the same on every backend and for every thread count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snipkern.allocation.balance import SWEEPS
+from snipkern.masks import Mask
+from snipkern.ops.schema_saliency import INFINITY_KEY, SNIP
+
+__all__ = ["Grid", "Live", "Scales", "block_sums", "features", "half_scales", "largest", "largest_outside"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+# Candidates that are always listed, the share of a layer that is in large ones, and the bits of a key that one
+# histogram resolves.
+CANDIDATES, WEIGHTS_PER_CANDIDATE, BITS = 1 << 17, 64, 11
+# Layers up to this size have rows and columns compared by all their scores, up to so many; larger ones by sums of
+# so many random groups of them.
+SMALL, SMALL_FEATURES, FEATURES = 1 << 20, 1024, 128
+
+ops = torch.ops.snipkern
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """How a weight is seen as blocks.
+
+    Attributes:
+        rows, cols: Of the weight, seen as a matrix.
+        block: Height and width.
+        row_order, col_order: What row and column lies at each place of the grid; None: as in the weight.
+    """
+
+    rows: int
+    cols: int
+    block: tuple[int, int]
+    row_order: Ints | None = None
+    col_order: Ints | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Block rows and block columns."""
+        return -(-self.rows // self.block[0]), -(-self.cols // self.block[1])
+
+    def sizes(self) -> Ints:
+        """Weights of each block; those on the far edges have fewer."""
+        heights, widths = (
+            np.minimum(side, size - side * np.arange(count))
+            for side, size, count in zip(self.block, (self.rows, self.cols), self.shape, strict=True)
+        )
+        return np.outer(heights, widths)
+
+    def dense(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Blocks as elements of the weight, ``[rows, cols]``."""
+        kept = blocks.repeat(self.block[0], 0)[: self.rows].repeat(self.block[1], 1)[:, : self.cols]
+        if self.row_order is not None:
+            kept = kept[np.argsort(self.row_order)]
+        if self.col_order is not None:
+            kept = kept[:, np.argsort(self.col_order)]
+        return kept
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """Which rows (outputs) are read by anything, and which columns (inputs) are reached; None: all.
+
+    What is not scores nothing.
+    """
+
+    rows: Flags | None = None
+    cols: Flags | None = None
+
+    def scales(self, device: torch.device) -> Scales:
+        """1 for what lives, 0 for the rest."""
+        row, col = (
+            None if flags is None else torch.from_numpy(flags).to(device, torch.float32)
+            for flags in (self.rows, self.cols)
+        )
+        return Scales(row, col)
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Factors of rows and columns, float32, on the weight's device; None: all ones."""
+
+    row: Tensor | None = None
+    col: Tensor | None = None
+
+
+def half_scales(weight: Tensor, gradient: Tensor, live: Live, sweeps: int = SWEEPS) -> Scales:
+    """Half-way Sinkhorn scales, 0 for what does not live. Cost: one read for each sweep."""
+    scales = live.scales(weight.device)
+    row, col = None, scales.col
+    if col is None:
+        col = weight.new_ones(weight.shape[1:].numel(), dtype=torch.float32)
+    for _ in range(sweeps):
+        row, col = ops.saliency_sweep(weight, gradient, col)
+    row = scales.row if row is None else row.sqrt() if scales.row is None else row.sqrt() * scales.row
+    return Scales(row, col.sqrt())
+
+
+def block_sums(weight: Tensor, gradient: Tensor, grid: Grid, live: Live) -> Floats:
+    """Sums of the scores of each block, ``[block rows, block columns]``."""
+    orders = (
+        None if order is None else torch.from_numpy(order).to(weight.device)
+        for order in (grid.row_order, grid.col_order)
+    )
+    scales = live.scales(weight.device)
+    sums = ops.saliency_block_sums(weight, gradient, *grid.block, *orders, SNIP, scales.row, scales.col)
+    return sums.cpu().numpy()
+
+
+def features(weight: Tensor, gradient: Tensor, live: Live) -> tuple[Floats, Floats]:
+    """What to compare rows by, and columns by: their scores, or sums of random groups of them where there are many.
+
+    Returns:
+        float64 ``[rows, features]`` and ``[cols, features]``. Cost: one read each.
+    """
+    rows, cols = weight.shape[0], weight.shape[1:].numel()
+    most = SMALL_FEATURES if rows * cols <= SMALL else FEATURES
+    random = np.random.default_rng(0)
+    of_rows = Grid(rows, cols, (1, -(-cols // most)), None, random.permutation(cols) if cols > most else None)
+    of_cols = Grid(rows, cols, (-(-rows // most), 1), random.permutation(rows) if rows > most else None, None)
+    across, down = (block_sums(weight, gradient, grid, live) for grid in (of_rows, of_cols))
+    return across, np.ascontiguousarray(down.T)
+
+
+def largest(weight: Tensor, gradient: Tensor, scales: Scales, count: int) -> Mask:
+    """The ``count`` elements with the largest scores of ``w * (row * col)``; ties by row-major index.
+
+    Cost: one read for up to ``CANDIDATES`` elements, usually three above.
+    """
+    weighing = (SNIP, scales.row, scales.col)
+    low, high, above, inside = 0, INFINITY_KEY, 0, weight.numel()
+    capacity = max(CANDIDATES, weight.numel() // WEIGHTS_PER_CANDIDATE)
+    while low < high and inside > capacity:
+        shift = max(0, (high - low).bit_length() - BITS)
+        counts = ops.saliency_histogram(weight, gradient, low, high, shift, *weighing).cpu().numpy()
+        from_top = above + counts[::-1].cumsum()[::-1]
+        chosen = int(np.flatnonzero(from_top >= count)[-1])
+        inside = int(counts[chosen])
+        above = int(from_top[chosen]) - inside
+        low += chosen << shift
+        high = min(high, low + (1 << shift) - 1)
+    if inside > capacity:
+        return Mask(ops.saliency_mask(weight, gradient, low, count - above, *weighing).cpu(), weight.shape)
+    words, keys, index, _ = ops.saliency_partition(weight, gradient, low, high, capacity, *weighing)
+    wanted = count - above
+    if wanted:
+        threshold = int(keys.kthvalue(keys.numel() - wanted + 1).values)
+        ops.saliency_resolve_(words, keys, index, threshold, wanted - int((keys > threshold).sum()))
+    return Mask(words.cpu(), weight.shape)
+
+
+def largest_outside(weight: Tensor, gradient: Tensor, scales: Scales, count: int, taken: Mask) -> Mask:
+    """The ``count`` largest, as by :func:`largest`, of the elements that are not taken yet."""
+    most = min(count + taken.count(), weight.numel())
+    near = largest(weight, gradient, scales, most).to_dense().reshape(-1)  # as many outside as are wanted, or more
+    places = (near & ~taken.to_dense().reshape(-1)).nonzero()[:, 0].to(weight.device)
+    at = torch.unravel_index(places, weight.shape)
+    row, col = places // weight.shape[1:].numel(), places % weight.shape[1:].numel()
+    scale = torch.ones(places.shape, dtype=torch.float32, device=weight.device)
+    for factor, index in ((scales.row, row), (scales.col, col)):
+        scale = scale if factor is None else scale * factor[index]
+    scores = ((weight[at].to(torch.float32) * scale) * gradient[at].to(torch.float32)).abs()
+    best = places[scores.argsort(descending=True, stable=True)[:count]].cpu()
+    chosen = torch.zeros(weight.numel(), dtype=torch.bool)
+    chosen[best] = True
+    return Mask.from_dense(chosen.view(weight.shape))
