@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from snipkern.nn.masked import guards
 from snipkern.nn.sparse import SparseWeight
+from snipkern.shards import is_sharded
 
 __all__ = ["Prunable", "prunable"]
 
@@ -28,6 +29,8 @@ NOT_CONNECTIONS = (
 )
 # Modules whose biases the published SNIP code pools beside their weights.
 BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+# Wrappers that hold a model's parameters in a way of their own.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 OLD_STYLE_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
 
@@ -43,7 +46,9 @@ class Prunable:
     shared: bool
 
 
-def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool = False) -> list[Prunable]:
+def prunable(
+    model: nn.Module, filter_fn: FilterFn | None = None, biases: bool = False, sharded: bool = False
+) -> list[Prunable]:
     """The pool, in the order of ``model.named_parameters()``.
 
     By default: trainable parameters of two or more dimensions with "weight" in their names (linear, convolution,
@@ -55,6 +60,7 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
         filter_fn: ``filter_fn(module, fqn)`` decides per module instead: where it says yes, all its own parameters of
             two or more dimensions are pooled.
         biases: Pool the biases of linear, convolution and recurrent modules as well.
+        sharded: Whether DTensors will do.
 
     Raises:
         ValueError: For a model that is pruned, parametrized or not initialised, or whose pool is empty.
@@ -64,7 +70,7 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(parameter, []).append((module, module_fqn, name))
-        _require_plain(module, module_fqn)
+        _require_plain(module, module_fqn, sharded)
     pool: list[Prunable] = []
     frozen: list[str] = []
     for parameter, places in owners.items():
@@ -92,10 +98,6 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
     return pool
 
 
-def _is_sharded(parameter: nn.Parameter | None) -> bool:
-    return hasattr(parameter, "device_mesh")  # a DTensor, without importing torch.distributed to ask
-
-
 def _is_pooled(
     module: nn.Module,
     module_fqn: str,
@@ -115,9 +117,9 @@ def _is_pooled(
     return "weight" in name and not isinstance(module, NOT_CONNECTIONS)
 
 
-def _require_plain(module: nn.Module, module_fqn: str) -> None:
+def _require_plain(module: nn.Module, module_fqn: str, sharded: bool) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
-    if isinstance(module, nn.parallel.DistributedDataParallel) or any(map(_is_sharded, module._parameters.values())):
+    if type(module).__name__ in WRAPPERS or (not sharded and any(map(is_sharded, module._parameters.values()))):
         raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
     if isinstance(module, SparseWeight) or guards(module):
         raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")
