@@ -23,7 +23,7 @@ demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side 
 	$(BIN)/python examples/train_mnist.py
 
 gpt: $(STAMPS)/snipkern ## Train a GPT on Python's own library, dense and 5 % sparse in turns: about five minutes
-	$(BIN)/python examples/train_gpt.py --compare --block 16 16 --steps 400
+	$(BIN)/python examples/train_gpt.py --compare --block 16 16 --steps 360
 
 lint: $(STAMPS)/lint ## Check style and types: ruff, pyright, clang-format
 	$(BIN)/ruff check .

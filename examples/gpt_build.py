@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch.nn.functional as F
 from gpt_checkpoint import Checkpoint
 from gpt_model import GPT, Size, fill_, initialise_, on_meta
 from gpt_parallel import Parallel
 from gpt_text import Windows
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 import snipkern as sk
 
 __all__ = ["Plan", "build"]
-
-Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Plan:
         keep: Share of the weights that pruning keeps; None: dense.
         block: Keep whole blocks of this height and width.
         score_batches: Batches that score the connections.
-        engine: As for :func:`snipkern.prune_`.
+        memory, engine: As for :func:`snipkern.prune_`.
     """
 
     name: str
@@ -39,6 +35,7 @@ class Plan:
     keep: float | None = None
     block: tuple[int, int] | None = None
     score_batches: int = 1
+    memory: str = "plain"
     engine: str = "auto"
 
 
@@ -53,12 +50,8 @@ def build(plan: Plan, windows: Windows, parallel: Parallel, saved: Checkpoint | 
         return model
     initialise_(model, plan.seed)
     if plan.keep is not None:
-        batches = windows.scoring(plan.score_batches, parallel.rank, parallel.world)
-        with parallel.averaging(model):
-            decision = sk.plan(
-                model, batches, keep=plan.keep, batches=plan.score_batches, block=plan.block, engine=plan.engine
-            )
-        decision.apply_()
+        # Ranks score a part of each batch; prune_ averages their gradients.
+        sk.prune_(model, windows.scoring(plan.score_batches, parallel.rank, parallel.world), **_how(plan))
     return model
 
 
@@ -75,42 +68,26 @@ def _sharded(plan: Plan, windows: Windows, parallel: Parallel, saved: Checkpoint
     initialise_(dense, plan.seed)
     if plan.keep is None:
         return dense
-    found = _masks(dense, windows.scoring(plan.score_batches, parallel.rank, parallel.world), plan)
+    batches = windows.scoring(plan.score_batches, parallel.rank, parallel.world)
+    masks = sk.plan(dense, batches, **_how(plan)).masks
     # Modules can't change class once they are sharded, so the sparse model is a new one.
     sparse = on_meta(plan.size, plan.context)
-    sk.sparsify_(sparse, found, engine="csr")
+    sk.sparsify_(sparse, masks, engine=plan.engine)
     _materialise_(sparse, parallel)
-    weights = dict(dense.named_parameters())
-
-    def kept(name: str) -> Tensor:
-        weight = name.removesuffix("_values")
-        whole = weights[weight].detach().full_tensor()
-        return whole if weight == name else whole[found[weight].to_dense()]
-
-    fill_(sparse, kept)
+    sk.distributed.copy_kept_(sparse, dense)
     return sparse
+
+
+def _how(plan: Plan) -> dict[str, Any]:
+    return {
+        "keep": plan.keep,
+        "batches": plan.score_batches,
+        "memory": plan.memory,
+        "block": plan.block,
+        "engine": plan.engine,
+    }
 
 
 def _materialise_(model: GPT, parallel: Parallel) -> None:
     parallel.shard_(model, model.blocks)
     model.to_empty(device="cpu")
-
-
-def _masks(model: GPT, batches: Batches, plan: Plan) -> dict[str, sk.Mask]:
-    """Masks by the gradients of a sharded model, averaged over the batches and the ranks: the same on every rank."""
-    model.eval()
-    for tokens, targets in batches:
-        (F.cross_entropy(model(tokens), targets) / len(batches)).backward()
-    pairs = {
-        f"{name}.weight": (_whole(module.weight), _whole(module.weight.grad))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    model.zero_grad()
-    assert plan.keep is not None
-    return sk.select(pairs, plan.keep)
-
-
-def _whole(tensor: Tensor | None) -> Tensor:
-    assert isinstance(tensor, DTensor)
-    return tensor.detach().full_tensor()

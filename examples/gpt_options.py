@@ -66,7 +66,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--context", type=positive_int, help="tokens, which are bytes, in a sequence (default: by size)")
     model.add_argument("--keep", type=share, default=0.05, help="share of the weights to keep (default: 0.05)")
     model.add_argument("--block", type=positive_int, nargs=2, metavar=("H", "W"), help="keep whole blocks of this size")
-    model.add_argument("--score-batches", type=positive_int, default=4, help="that score connections (default: 4)")
+    model.add_argument("--score-batches", type=positive_int, help="that score connections (default: 4; stream: 1)")
+    model.add_argument(
+        "--memory", choices=("plain", "stream"), default="plain", help="stream: score with one gradient alive at a time"
+    )
     model.add_argument("--engine", choices=("auto", "csr", "masked"), help="of pruned layers (default: auto)")
     which = model.add_mutually_exclusive_group()
     which.add_argument("--dense", action="store_true", help="train without pruning")
@@ -126,6 +129,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--fsdp needs sparse layers: --engine csr (got {args.engine})")
     if args.block and args.engine not in (None, "auto"):
         parser.error(f"--block chooses engines itself: --engine auto (got {args.engine})")
+    if args.memory == "stream" and args.score_batches not in (None, 1):
+        parser.error(f"--memory stream scores one batch: --score-batches 1 (got {args.score_batches})")
+    if args.memory == "stream" and args.block:
+        parser.error("--block needs --memory plain (got stream)")
+    args.score_batches = args.score_batches or (1 if args.memory == "stream" else 4)
     size = SIZES[args.model]
     args.engine = args.engine or ("csr" if args.fsdp else "auto")
     args.context = args.context or size.context

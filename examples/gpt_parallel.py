@@ -70,23 +70,6 @@ class Parallel:
         with wrapped.no_sync() if waiting else contextlib.nullcontext():
             yield
 
-    @contextlib.contextmanager
-    def averaging(self, model: nn.Module) -> Generator[None]:
-        """Averages over the ranks every gradient that is found within, of a model that is not wrapped."""
-
-        def mean(gradient: Tensor) -> Tensor:
-            total = gradient.clone()
-            dist.all_reduce(total)
-            return total / self.world
-
-        parameters = list(model.parameters()) if self.world > 1 else []
-        handles = [parameter.register_hook(mean) for parameter in parameters]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def mean(self, value: Tensor) -> float:
         """Mean over the ranks of a scalar."""
         if self.world > 1:

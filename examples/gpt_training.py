@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import snipkern as sk
+from snipkern.topology import MixedTopology
+from snipkern.topology_csr import BaseTopology
 
 __all__ = ["Learner", "Recipe", "TrainingError", "bytes_held", "parameter_groups", "rate"]
 
@@ -156,6 +158,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def index_bytes(topology: BaseTopology) -> int:
+    """Bytes of the index arrays and packed masks that sparse kernels walk: the price of not storing zeros."""
+    size = topology.mask.words.nbytes
+    if isinstance(topology, MixedTopology):
+        return size + index_bytes(topology.blocks) + index_bytes(topology.singles)
+    return size + topology.on(torch.device("cpu")).nbytes
+
+
 def bytes_held(learner: Learner) -> dict[str, int]:
     """Bytes that this rank holds through a step for the model, counted on the tensors; activations come on top."""
     parameters = [local(parameter) for parameter in learner.model.parameters()]
@@ -167,5 +177,5 @@ def bytes_held(learner: Learner) -> dict[str, int]:
         # A step frees its gradients when it is done; each parameter has one of its own size until then.
         "gradients": size,
         "optimizer": sum(local(value).nbytes for value in state if isinstance(value, Tensor)),
-        "index": sum(layer.topology.on(torch.device("cpu")).nbytes + layer.mask.words.nbytes for layer in layers),
+        "index": sum(index_bytes(layer.topology) for layer in layers),
     }

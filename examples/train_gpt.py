@@ -93,7 +93,8 @@ def engines(model: torch.nn.Module) -> str:
 def plans(args: argparse.Namespace) -> list[Plan]:
     """What to train, side by side."""
     dense = Plan("dense", SIZES[args.model], args.context, args.seed)
-    sparse = replace(dense, name="sparse", keep=args.keep, score_batches=args.score_batches, engine=args.engine)
+    sparse = replace(dense, name="sparse", keep=args.keep, score_batches=args.score_batches)
+    sparse = replace(sparse, memory=args.memory, engine=args.engine)
     if args.dense:
         return [dense]
     found = [dense, sparse] if args.compare else []

@@ -34,7 +34,6 @@ NOISE = 1.03
 # faster one is taken: layers so small, or of so few rows, that going through their weights is a good part of the work.
 GUARD_SHARE = 0.1
 ASKED = "as asked"
-NO_BLOCKS = "too small for blocks"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def choose(
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
     if engine == "bsr":
-        return Choice("bsr", ASKED) if layer.block else Choice("csr", NO_BLOCKS)
+        return Choice("bsr", ASKED) if layer.block else Choice("csr", "too small for blocks")
     missing = missing_kernels(layer.device)
     if missing:
         reason = f"reference kernels ({missing}): less memory, no gain in time"

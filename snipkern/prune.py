@@ -167,15 +167,16 @@ def prune_(
             ``"layer"``: the same share of each; ``"uniform"``: that, with the first layer dense; ``"erk"``: in
             proportion to the sum of its dimensions. The best of each layer within that; the total stays exact.
         block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
-            of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where a budget
-            of ``"global"`` is under one block per block row, ``"erk"`` is taken. A little less than ``keep`` may stay.
+            of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where budgets
+            of ``"global"`` are under one block per block row for most weights, ``"erk"`` is taken. A little less than
+            ``keep`` may stay.
         balance: Rows and columns share what a layer keeps, so that few die. Default: with blocks.
         order: Rows and columns that score alike are brought together in blocks: True, False, or ``"auto"``: in linear
             layers, for blocks of 16 and more.
         mix: Share of a layer's weights to keep as single ones beside its blocks, in [0, 1].
         min_keep: What every layer keeps at least: a number of weights, or a share of its own; the total stays.
-        cascade: Inputs that nothing kept reaches score nothing, as far as it can be seen what feeds a layer. Default:
-            with blocks or balance.
+        cascade: Inputs that nothing kept reaches score nothing, and outputs that nothing kept reads, as far as it can
+            be seen what feeds a layer. Default: with blocks or balance.
         memory: ``"plain"``: all gradients at once, beside the weights. ``"stream"``: one gradient at a time, at the
             price of two or more forward and backward passes over one batch; the masks are the same.
         process_group: Ranks that prune together, each with its own batches: gradients are averaged first, masks are the

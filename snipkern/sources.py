@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snipkern.ops.checks import FLOATS
+from snipkern.ops.reference_saliency import flat_chunks
 
-__all__ = ["Alone", "Pairs", "Ranks", "Source"]
+__all__ = ["Alone", "Pairs", "Ranks", "Source", "require_finite"]
 
 T = TypeVar("T")
 Counts = NDArray[np.int64]
@@ -160,3 +161,12 @@ def checked(name: str, weight: Any, gradient: Any) -> tuple[Tensor, Tensor]:
             f" {weight.device} (got {tuple(gradient.shape)} on {gradient.device})"
         )
     return weight.detach(), gradient.detach()
+
+
+def require_finite(name: str, weight: Tensor, gradient: Tensor | None) -> None:
+    """Raises ValueError for what is infinite or NaN, and says how much of it."""
+    for what, tensor in (("weight", weight), ("gradient", gradient)):
+        chunks = () if tensor is None else flat_chunks(tensor)
+        wrong = sum(int((~chunk.to(torch.float32).isfinite()).sum()) for chunk in chunks)
+        if tensor is not None and wrong:
+            raise ValueError(f"select: {what} of {name!r} must be finite (got {wrong} non-finite of {tensor.numel()})")

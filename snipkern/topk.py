@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.ops.reference_saliency import flat_chunks
+from snipkern.key_bins import bin_of, bins_of, pieces_of
 from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, MAGNITUDE, OBD, SIGNED, SNIP
-from snipkern.sources import Counts, Ranks, Source
+from snipkern.sources import Counts, Ranks, Source, require_finite
 
 __all__ = ["top_words"]
 
@@ -49,7 +49,6 @@ class Tuning:
 
 
 TUNING = Tuning()
-PIECE = 1 << 18  # keys that are binned at a time
 BELOW_ALL = -(2**31)  # less than any key
 
 #: Row and column scales of a parameter; see :mod:`snipkern.ops.schema_saliency`.
@@ -209,24 +208,14 @@ def _partition(search: Search, low: int, high: int) -> list[Part]:
         words, keys, index, counts = ops.saliency_partition(weight, gradient, low, high, room, *search.weighing(i))
         above, inside, largest = counts.tolist()
         if largest >= INFINITY_KEY:
-            _require_finite(search, i, weight, gradient)
+            magnitude = search.score == MAGNITUDE
+            require_finite(search.source.names[i], weight, None if magnitude else gradient)
             if largest > INFINITY_KEY:
                 raise ValueError(f"select: scales of {search.source.names[i]!r} must not make its weights overflow")
         room = max(0, room - inside)
         return Part(words, keys.cpu().numpy(), index, above, inside)
 
     return search.walk(look)
-
-
-def _require_finite(search: Search, i: int, weight: Tensor, gradient: Tensor) -> None:
-    name = search.source.names[i]
-    for what, tensor in (("weight", weight), ("gradient", gradient))[: 1 if search.score == MAGNITUDE else 2]:
-        finite = sum(int(chunk.to(torch.float32).isfinite().sum()) for chunk in flat_chunks(tensor))
-        if finite < tensor.numel():
-            raise ValueError(
-                f"select: {what} of {name!r} must be finite"
-                f" (got {tensor.numel() - finite} non-finite of {tensor.numel()})"
-            )
 
 
 def _interval(search: Search, parts: Sequence[Part], low: int, high: int) -> Interval:
@@ -259,39 +248,18 @@ def _resolve(search: Search, parts: Sequence[Part], interval: Interval) -> list[
 
 def _threshold(search: Search, parts: Sequence[Part], interval: Interval) -> tuple[int, int]:
     """The key of the last candidate that is kept, and how many candidates are above it."""
-    pieces = _pieces([part.keys for part in parts])
+    pieces = pieces_of([part.keys for part in parts])
     low, high, above = interval.low, interval.high, interval.above
     while low < high:
         shift = max(0, (high - low).bit_length() - TUNING.bits)
         counts = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
         for keys in pieces:
-            counts += np.bincount(_bins(keys, low, shift), minlength=counts.size)
-        chosen, above, _ = _bin_of(search.summed(counts), above, search.kept)
-        pieces = _pieces([keys[_bins(keys, low, shift) == chosen] for keys in pieces])
+            counts += np.bincount(bins_of(keys, low, shift), minlength=counts.size)
+        chosen, above, _ = bin_of(search.summed(counts), above, search.kept)
+        pieces = pieces_of([keys[bins_of(keys, low, shift) == chosen] for keys in pieces])
         low += chosen << shift
         high = min(high, low + (1 << shift) - 1)
     return low, above - interval.above
-
-
-def _bins(keys: NDArray[np.int32], low: int, shift: int) -> NDArray[np.uint32]:
-    """``(keys - low) >> shift`` without overflow."""
-    return (keys.view(np.uint32) - np.uint32(low & 0xFFFFFFFF)) >> np.uint32(shift)
-
-
-def _pieces(lists: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
-    """All keys again: many short lists are joined and long ones cut, so that what is made of a piece stays small."""
-    short = [keys for keys in lists if keys.size < PIECE]
-    joined = [np.concatenate(short)] if short else []
-    long = [keys for keys in lists if keys.size >= PIECE]
-    return [keys[at : at + PIECE] for keys in joined + long for at in range(0, keys.size, PIECE)]
-
-
-def _bin_of(counts: Counts, above: int, kept: int) -> tuple[int, int, int]:
-    """The bin that holds the kappa-th largest key, how many keys are above it, and how many inside."""
-    from_top = above + counts[::-1].cumsum()[::-1]
-    chosen = int(np.flatnonzero(from_top >= kept)[-1])
-    inside = int(counts[chosen])
-    return chosen, int(from_top[chosen]) - inside, inside
 
 
 def _quota(search: Search, tied: Counts, ties: int) -> list[int]:
@@ -325,7 +293,7 @@ def _narrow(search: Search, interval: Interval) -> Interval:
         found = search.walk(look)
         for filled, counts in found:
             total[filled] += counts
-        chosen, above, inside = _bin_of(search.summed(total), interval.above, search.kept)
+        chosen, above, inside = bin_of(search.summed(total), interval.above, search.kept)
         here = np.array([counts[filled == chosen].sum() for filled, counts in found], dtype=np.int64)
         first = low + (chosen << shift)
         interval = Interval(first, min(high, first + (1 << shift) - 1), above, inside, here)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from snipkern import backends, costs, engine, measure
+from snipkern import backends, cost_model, costs, engine, measure
 from snipkern.engine import MARGIN, NOISE, Choice, Cost, Prediction, Work, choose, predict
 from snipkern.masks import Mask
 from snipkern.measure import Times
@@ -143,7 +143,7 @@ def test_16_bit_layers_are_judged_against_16_bit_dense():
 @pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
 def test_what_the_table_does_not_know_is_measured(monkeypatch):
     assert math.isinf(predict(replace(CONV, channels_last=True)).spread)
-    monkeypatch.setattr(engine, "has_amx", lambda: not costs.AMX)
+    monkeypatch.setattr(cost_model, "has_amx", lambda: not costs.AMX)
     assert math.isinf(predict(replace(LINEAR, dtype=torch.bfloat16)).spread)
     assert not math.isinf(predict(LINEAR).spread)
 

@@ -8,7 +8,18 @@ namespace snipkern {
 
 // Cache-line aligned memory that the calling thread keeps and reuses from call to call. It grows to
 // the largest request of each slot and stays until release_scratch() or the end of the thread.
-enum class Slot { kPackedInput, kPackedGradient, kValues, kIndices, kPartial, kSums, kColumns, kBias, kCount };
+enum class Slot {
+  kPackedInput,
+  kPackedGradient,
+  kValues,
+  kIndices,
+  kPartial,
+  kSums,
+  kColumns,
+  kPackedOutput,
+  kBias,
+  kCount
+};
 void* scratch_bytes(Slot slot, size_t bytes);
 
 template <typename T>

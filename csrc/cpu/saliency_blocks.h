@@ -39,7 +39,8 @@ struct SaliencyKernels {
   void (*add_lanes)(const float* score, const float* col, int64_t count, double* lanes);
 };
 
-// Elements of a task: of transposed tensors, enough rows to use whole cache lines, several of each page. A multiple of kChunk.
+// Elements of a task: of transposed tensors, enough rows to use whole cache lines, several of each page. A multiple of
+// kChunk.
 inline int64_t task_size(const Saliency& call) {
   constexpr int64_t kRows = 64;
   if (!is_transposed(call.weight) && !is_transposed(call.gradient)) return kTask;

@@ -213,7 +213,7 @@ void dot_blocks(const SddmmBsr& call, const Tiling<accumulator_t<T>>& tiling, co
   }
 }
 
-// The sums of packed features over the batch; `place` as for pack_tile().
+// The sums of packed features over the batch; feature f is packed as number place[f], or f.
 template <typename T>
 void sum_samples(const Tiling<accumulator_t<T>>& tiling, const accumulator_t<T>* packed, int64_t features,
                  const int32_t* place, T* sums, const TaskRunner& run) {
@@ -250,9 +250,9 @@ void block_gradients(const SddmmBsr& call, const SpmmBsr* input_grad, const Task
   if (input_grad != nullptr) {
     multiply<T>(*input_grad, tiling, a, run);
   } else {
-    pack(static_cast<const T*>(call.a), tiling, rows, a, run, call.index.row_place);
+    pack_in_order(static_cast<const T*>(call.a), tiling, rows, call.index.row_place, a, run);
   }
-  pack(static_cast<const T*>(call.b), tiling, cols, b, run, call.index.col_place);
+  pack_in_order(static_cast<const T*>(call.b), tiling, cols, call.index.col_place, b, run);
   dot_blocks<T>(call, tiling, a, b, run);
   if (call.bias != nullptr) sum_samples<T>(tiling, a, rows, call.index.row_place, static_cast<T*>(call.bias), run);
 }

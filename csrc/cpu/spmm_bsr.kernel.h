@@ -1,6 +1,6 @@
 // See spmm_bsr.h. No include guard: compiled once per tier, through sddmm_bsr.kernel.h.
 
-#include "cpu/bsr_scatter.kernel.h"
+#include "cpu/bsr_order.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -37,10 +37,11 @@ void start_sums(const SpmmBsr& call, int64_t output, int64_t count, int vectors,
   }
 }
 
-// Blocks of outputs [begin, end) of one packed tile; `begin` is a multiple of block_group().
+// Blocks of outputs [begin, end) of one packed tile; `begin` is a multiple of block_group(). They are written to `grid`
+// [output][samples] where that is given, in the grid's order, else to y.
 template <typename T, int kVectors, bool kTranspose>
 void gather_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int64_t sample,
-                   int64_t begin, int64_t end) {
+                   int64_t begin, int64_t end, accumulator_t<T>* grid) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   constexpr int64_t kStride = kVectors * kN;
@@ -51,9 +52,11 @@ void gather_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const ac
     const int64_t height = std::min(size, outputs - list * size);
     for (int64_t offset = 0; offset < height; offset += kBand) {
       const int64_t count = std::min(kBand, height - offset);
-      A* to = sums + filled * kStride;
-      start_sums<T>(call, first + filled, count, kVectors, to);
+      const int64_t output = list * size + offset;
+      A* to = grid != nullptr ? grid + output * kStride : sums + filled * kStride;
+      start_sums<T>(call, output, count, kVectors, to);
       gather_band<A, kTranspose>(call.index, values, list, offset, count, x, kVectors, to);
+      if (grid != nullptr) continue;
       for (filled += count; filled >= kN; filled -= kN, first += kN) {
         unpack_group<T, kVectors>(sums, call.batch, outputs, sample, first, static_cast<T*>(call.y));
         std::memmove(sums, sums + kN * kStride, (filled - kN) * kStride * sizeof(A));
@@ -66,7 +69,7 @@ void gather_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const ac
 // The same, by scattering.
 template <typename T, int kVectors, bool kTranspose>
 void scatter_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int64_t sample,
-                    int64_t begin, int64_t end) {
+                    int64_t begin, int64_t end, accumulator_t<T>* grid) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   constexpr int64_t kStride = kVectors * kN;
@@ -79,13 +82,14 @@ void scatter_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const a
     const int32_t *all = lists.output(), *ptr = lists.ptr();
     cursor[list] = static_cast<int32_t>(std::lower_bound(all + ptr[list], all + ptr[list + 1], begin) - all);
   }
-  A* sums = scratch<A>(Slot::kPartial, step * size * kStride + kN * kStride);
+  A* own = grid != nullptr ? nullptr : scratch<A>(Slot::kPartial, step * size * kStride + kN * kStride);
   for (int64_t block = begin; block < end; block += step) {
     const int64_t limit = std::min(end, block + step), first = block * size;
     const int64_t last = std::min(outputs, limit * size);
+    A* sums = grid != nullptr ? grid + first * kStride : own;
     start_sums<T>(call, first, last - first, kVectors, sums);
     scatter_lists<A, kTranspose>(call.index, values, x, kVectors, limit, cursor, sums - first * kStride);
-    for (int64_t output = first; output < last; output += kN) {
+    for (int64_t output = first; grid == nullptr && output < last; output += kN) {
       unpack_group<T, kVectors>(sums + (output - first) * kStride, call.batch, outputs, sample, output,
                                 static_cast<T*>(call.y));
     }
@@ -94,15 +98,15 @@ void scatter_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const a
 
 template <typename T>
 void multiply_blocks(const SpmmBsr& call, const accumulator_t<T>* values, const accumulator_t<T>* x, int vectors,
-                     int64_t sample, int64_t begin, int64_t end) {
+                     int64_t sample, int64_t begin, int64_t end, accumulator_t<T>* grid) {
   with_lines<accumulator_t<T>>(vectors, [&](auto count) {
     constexpr int kVectors = decltype(count)::value;
     if (scatters(call)) {
-      call.transpose ? scatter_blocks<T, kVectors, true>(call, values, x, sample, begin, end)
-                     : scatter_blocks<T, kVectors, false>(call, values, x, sample, begin, end);
+      call.transpose ? scatter_blocks<T, kVectors, true>(call, values, x, sample, begin, end, grid)
+                     : scatter_blocks<T, kVectors, false>(call, values, x, sample, begin, end, grid);
     } else {
-      call.transpose ? gather_blocks<T, kVectors, true>(call, values, x, sample, begin, end)
-                     : gather_blocks<T, kVectors, false>(call, values, x, sample, begin, end);
+      call.transpose ? gather_blocks<T, kVectors, true>(call, values, x, sample, begin, end, grid)
+                     : gather_blocks<T, kVectors, false>(call, values, x, sample, begin, end, grid);
     }
   });
 }
@@ -125,32 +129,8 @@ const accumulator_t<T>* wide_values(const void* values, int64_t nnz, const TaskR
   }
 }
 
-// The call with its bias in the grid's order.
-template <typename T>
-SpmmBsr with_grid_bias(const SpmmBsr& call) {
-  SpmmBsr moved = call;
-  if (call.bias == nullptr || call.output_place() == nullptr) return moved;
-  T* bias = scratch<T>(Slot::kBias, call.outputs());
-  for (int64_t i = 0; i < call.outputs(); ++i) bias[call.output_place()[i]] = static_cast<const T*>(call.bias)[i];
-  moved.bias = bias;
-  return moved;
-}
-
-// Brings samples [begin, end) of y from the grid's order to the weight's. A sample's outputs fit in L1 as a rule, where
-// any order costs the same; tiles of outputs don't.
-template <typename T>
-void order_outputs(const SpmmBsr& call, int64_t begin, int64_t end) {
-  const int64_t outputs = call.outputs();
-  const int32_t* place = call.output_place();
-  T* row = scratch<T>(Slot::kPartial, outputs);
-  T* y = static_cast<T*>(call.y) + begin * outputs;
-  for (int64_t sample = begin; sample < end; ++sample, y += outputs) {
-    std::memcpy(row, y, outputs * sizeof(T));
-    for (int64_t i = 0; i < outputs; ++i) y[i] = row[place[i]];
-  }
-}
-
-// Packs x, to `packed` if that is given, and multiplies. Where the grid has an order of its own x is packed in that.
+// Packs x, to `packed` if that is given, and multiplies. Where the grid has an order of its own, x is packed in that,
+// and y is written when all outputs of some samples are there.
 template <typename T>
 void multiply(const SpmmBsr& given, const Tiling<accumulator_t<T>>& tiling, accumulator_t<T>* packed,
               const TaskRunner& run) {
@@ -168,35 +148,41 @@ void multiply(const SpmmBsr& given, const Tiling<accumulator_t<T>>& tiling, accu
     run_if_worth(run, work, tiles, [&](int64_t tile) {
       A* own = packed != nullptr ? packed + tiling.offset(tile, inputs)
                                  : scratch<A>(Slot::kPackedInput, tiling.samples() * inputs);
+      A* grid = ordered ? scratch<A>(Slot::kPackedOutput, tiling.samples() * outputs) : nullptr;
       const int64_t sample = tile * tiling.samples();
-      pack_tile(x, tiling, inputs, tile, 0, inputs, own, call.input_place());
-      multiply_blocks<T>(call, values, own, tiling.vectors(tile), sample, 0, blocks);
-      if (ordered) order_outputs<T>(call, sample, std::min(call.batch, sample + tiling.samples()));
+      pack_tile_in_order(x, tiling, inputs, call.input_place(), tile, 0, inputs, own);
+      multiply_blocks<T>(call, values, own, tiling.vectors(tile), sample, 0, blocks, grid);
+      if (ordered) write_outputs<T>(call, grid, tiling.vectors(tile), sample, 0, outputs);
     });
     return;
   }
   if (packed == nullptr) packed = scratch<A>(Slot::kPackedInput, tiling.size(inputs));
-  pack(x, tiling, inputs, packed, run, call.input_place());
+  A* grid = ordered ? scratch<A>(Slot::kPackedOutput, tiling.size(outputs)) : nullptr;
+  pack_in_order(x, tiling, inputs, call.input_place(), packed, run);
   const int64_t group = block_group<A>(size), groups = (blocks + group - 1) / group;
   const int64_t parts = std::min(groups, task_count(work / tiles, 16 * threads));
   run_if_worth(run, work, tiles * parts, [&](int64_t task) {
     const int64_t tile = task / parts, part = task % parts;
     multiply_blocks<T>(call, values, packed + tiling.offset(tile, inputs), tiling.vectors(tile),
                        tile * tiling.samples(), part_begin(groups, parts, part) * group,
-                       std::min(blocks, part_begin(groups, parts, part + 1) * group));
+                       std::min(blocks, part_begin(groups, parts, part + 1) * group),
+                       ordered ? grid + tiling.offset(tile, outputs) : nullptr);
   });
   if (!ordered) return;
-  const double moved = 4.0 * call.batch * outputs;
-  const int64_t pieces = std::min(call.batch, task_count(moved, 16 * threads));
-  run_if_worth(run, moved, pieces, [&](int64_t piece) {
-    order_outputs<T>(call, part_begin(call.batch, pieces, piece), part_begin(call.batch, pieces, piece + 1));
+  const int64_t lanes = kLanes<A>, strips = (outputs + lanes - 1) / lanes;
+  const int64_t pieces = std::min(strips, task_count(4.0 * call.batch * outputs, 16 * tiles) / tiles + 1);
+  run_if_worth(run, 4.0 * call.batch * outputs, tiles * pieces, [&](int64_t task) {
+    const int64_t tile = task / pieces, piece = task % pieces;
+    write_outputs<T>(call, grid + tiling.offset(tile, outputs), tiling.vectors(tile), tile * tiling.samples(),
+                     part_begin(strips, pieces, piece) * lanes,
+                     std::min(outputs, part_begin(strips, pieces, piece + 1) * lanes));
   });
 }
 
 template <typename T>
 void spmm_bsr(const SpmmBsr& call, const TaskRunner& run) {
   if (call.batch == 0 || call.outputs() == 0) return;
-  multiply<T>(call, Tiling<accumulator_t<T>>(call.batch, call.inputs()), nullptr, run);
+  multiply<T>(call, forward_tiling<accumulator_t<T>>(call), nullptr, run);
 }
 
 }  // namespace

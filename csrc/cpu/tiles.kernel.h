@@ -144,37 +144,21 @@ inline __attribute__((always_inline)) void load_transposed(const T* x, int64_t f
   transpose<accumulator_t<T>>(rows);
 }
 
-// Asks for the lines of features [begin, end), to be written soon: nothing but us knows where the next ones are.
-template <typename A>
-inline void prefetch_places(const A* packed, const int32_t* place, int64_t begin, int64_t end, int64_t lines) {
-  for (int64_t feature = begin; feature < end; ++feature) {
-    const A* at = packed + place[feature] * lines * kLanes<A>;
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(at + line * kLanes<A>, 1);
-  }
-}
-
 // Packs features [begin, end) of one tile of x [batch, features] to [feature][lines]; missing samples become zeros.
-// With `place` feature f becomes number place[f]: its samples are one stretch here, so any order costs the same.
 template <typename T, typename S>
 void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t tile, int64_t begin, int64_t end,
-               S* packed, const int32_t* place = nullptr) {
+               S* packed) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t lines = tiling.lines(tile);
   for (int64_t feature = begin; feature < end; feature += kN) {
     const int wide = static_cast<int>(std::min<int64_t>(kN, end - feature));
-    if (place != nullptr) {
-      prefetch_places(reinterpret_cast<const A*>(packed), place, feature + kN, std::min(end, feature + 2 * kN), lines);
-    }
     for (int64_t line = 0; line < lines; ++line) {
       const int64_t sample = tile * tiling.samples() + line * tiling.kLineSamples;
       A* to = reinterpret_cast<A*>(packed) + (feature * lines + line) * kN;
       Vec<A> rows[kN];
       load_transposed<S>(x + sample * features + feature, features, tiling.batch - sample, wide, rows);
-      if (place != nullptr) {
-        to = reinterpret_cast<A*>(packed) + line * kN;
-        for (int i = 0; i < wide; ++i) store(to + place[feature + i] * lines * kN, rows[i]);
-      } else if (wide == kN) {
+      if (wide == kN) {
         SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) store(to + i * lines * kN, rows[i]);
       } else {
         for (int i = 0; i < wide; ++i) store(to + i * lines * kN, rows[i]);
@@ -185,8 +169,7 @@ void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t ti
 
 // Packs a whole batch.
 template <typename T, typename S>
-void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, const TaskRunner& run,
-          const int32_t* place = nullptr) {
+void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, const TaskRunner& run) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   const int64_t tiles = tiling.tiles();
   if (tiles == 0) return;
@@ -197,8 +180,7 @@ void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, cons
   run_if_worth(run, work, tiles * parts, [&](int64_t task) {
     const int64_t tile = task / parts, part = task % parts;
     pack_tile(x, tiling, features, tile, part_begin(groups, parts, part) * kN,
-              std::min(features, part_begin(groups, parts, part + 1) * kN), packed + tiling.offset(tile, features),
-              place);
+              std::min(features, part_begin(groups, parts, part + 1) * kN), packed + tiling.offset(tile, features));
   });
 }
 

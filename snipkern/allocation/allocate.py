@@ -24,6 +24,8 @@ __all__ = ["Allocated", "allocate"]
 
 # How often layers are gone through again at most, with what is known then of later layers.
 ROUNDS = 3
+# Share of the kept weights on live paths at which they are left as they are.
+ENOUGH = 0.999
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,23 @@ class _Allocator:
         self.order = graph.order(list(pairs))
         shapes = {name: weight.shape for name, (weight, _) in pairs.items()}
         kept = kept_count(sum(shape.numel() for shape in shapes.values()), keep)
+        self.least = floors(shapes, kept, options.min_keep)
         self.counts, self.selected = budgets(pairs, kept, options.scope, options.min_keep, self.order)
         block = options.block
         self.blocked = {name for name, shape in shapes.items() if block is not None and has_blocks(shape, block)}
         if options.scope == "global" and self._too_few(shapes):
-            self.counts = erk(shapes, kept, floors(shapes, kept, options.min_keep))
+            self.counts = erk(shapes, kept, self.least)
 
     def _too_few(self, shapes: Mapping[str, torch.Size]) -> bool:
-        """Whether a layer may not even keep one block in each block row: then scores of layers don't compare."""
+        """Whether most of what is pruned in blocks may not even keep one block in each block row.
+
+        Then budgets by single scores say little: a few blocks more or less decide whether a layer passes anything on.
+        """
         if self.options.block is None:
             return False
         width = self.options.block[1]
-        return any(0 < self.counts[name] < shapes[name][0] * width for name in self.blocked)
+        few = [name for name in self.blocked if 0 < self.counts[name] < shapes[name][0] * width]
+        return 2 * sum(shapes[name].numel() for name in few) > sum(shapes[name].numel() for name in self.blocked)
 
     def run(self) -> Allocated:
         """Layer by layer, forwards, and again for as long as that brings more of the kept weights to life.
@@ -112,6 +119,8 @@ class _Allocator:
         """
         found = self._forwards({})
         for _ in range(ROUNDS if self.options.cascade else 0):
+            if live_share(found) > ENOUGH:
+                break
             again = self._forwards(found.flows)
             if live_share(again) <= live_share(found):
                 break
@@ -132,9 +141,10 @@ class _Allocator:
                 live = Live(*(None if flags is None or flags.all() else flags for flags in (read, columns)))
             budget = self.counts[name]
             if weight.dim() > 1 and budget:
-                budget = min(max(budget + unspent, 1), weight.numel())
+                budget = min(max(budget + unspent, self.least[name], 1), weight.numel())
                 unspent += self.counts[name]
             if name in self.blocked and budget:
+                budget = max(budget, self._in_blocks(self.least[name]))
                 ordered = self.options.ordered() and name in self.linear
                 masks[name], layouts[name] = block_mask(weight, gradient, live, budget, self.options, ordered)
             elif self._is_selected(name, budget, live):
@@ -146,6 +156,11 @@ class _Allocator:
             cascade.keep(name, masks[name], columns)
         masks = {name: masks[name] for name in self.pairs}
         return Allocated(masks, layouts, flows(self.graph, masks, self.order))
+
+    def _in_blocks(self, least: int) -> int:
+        """A budget from which blocks make up at least so many weights."""
+        assert self.options.block is not None
+        return least + self.options.block[0] * self.options.block[1] - 1 if least else 0
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""

@@ -30,15 +30,17 @@ def budgets(
         The budgets, and for ``"global"`` the masks they are counts of.
 
     Raises:
-        ValueError: Where the floors, or a dense first layer, leave nothing for other layers.
+        ValueError: Where the floors, or a dense first layer, leave nothing for other layers; for a weight or gradient
+            that is not finite.
 
-    Cost: ``"global"``: one selection (a few with floors); others: nothing.
+    Cost: one selection, that of ``"global"`` a few with floors.
     """
     shapes = {name: weight.shape for name, (weight, _) in pairs.items()}
     least = floors(shapes, kept, min_keep)
     if scope == "global":
         masks = _global(pairs, kept, least)
         return {name: mask.count() for name, mask in masks.items()}, masks
+    select(pairs, kept)  # says what is not finite
     if scope == "erk":
         return erk(shapes, kept, least), {}
     sizes = {name: float(shape.numel()) for name, shape in shapes.items()}

@@ -29,7 +29,8 @@ class Allocation:
             16 and more on both sides, True for linear layers whatever the block, False for none.
         mix: Share of a layer's weights that it keeps as single ones, beside its blocks.
         min_keep: What each layer keeps at least: a number of weights, or a share of its own.
-        cascade: Inputs that nothing kept reaches score nothing; what a layer can't spend goes to the next.
+        cascade: Inputs that nothing kept reaches score nothing, and outputs that nothing kept reads; what a layer can't
+            spend goes to the next.
     """
 
     scope: str = "global"

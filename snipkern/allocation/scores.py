@@ -15,7 +15,9 @@ from torch import Tensor
 
 from snipkern.allocation.balance import SWEEPS
 from snipkern.masks import Mask
-from snipkern.ops.schema_saliency import INFINITY_KEY, SNIP
+from snipkern.ops.schema_saliency import SNIP
+from snipkern.sources import Alone, Pairs
+from snipkern.topk import top_words
 
 __all__ = ["Grid", "Live", "Scales", "block_sums", "features", "half_scales", "largest", "largest_outside"]
 
@@ -23,12 +25,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-# Candidates that are always listed, the share of a layer that is in large ones, and the bits of a key that one
-# histogram resolves.
-CANDIDATES, WEIGHTS_PER_CANDIDATE, BITS = 1 << 17, 64, 11
 # Layers up to this size have rows and columns compared by all their scores, up to so many; larger ones by sums of
 # so many random groups of them.
 SMALL, SMALL_FEATURES, FEATURES = 1 << 20, 1024, 128
+# Of a block: squares and products of such sums stay finite.
+LARGEST_SUM = 1e100
 
 ops = torch.ops.snipkern
 
@@ -119,7 +120,8 @@ def block_sums(weight: Tensor, gradient: Tensor, grid: Grid, live: Live) -> Floa
     )
     scales = live.scales(weight.device)
     sums = ops.saliency_block_sums(weight, gradient, *grid.block, *orders, SNIP, scales.row, scales.col)
-    return sums.cpu().numpy()
+    # Scores may overflow, but what is done with their sums shall not.
+    return np.minimum(sums.cpu().numpy(), LARGEST_SUM)
 
 
 def features(weight: Tensor, gradient: Tensor, live: Live) -> tuple[Floats, Floats]:
@@ -140,27 +142,11 @@ def features(weight: Tensor, gradient: Tensor, live: Live) -> tuple[Floats, Floa
 def largest(weight: Tensor, gradient: Tensor, scales: Scales, count: int) -> Mask:
     """The ``count`` elements with the largest scores of ``w * (row * col)``; ties by row-major index.
 
-    Cost: one read for up to ``CANDIDATES`` elements, usually three above.
+    Raises:
+        ValueError: For a weight or gradient that is not finite.
     """
-    weighing = (SNIP, scales.row, scales.col)
-    low, high, above, inside = 0, INFINITY_KEY, 0, weight.numel()
-    capacity = max(CANDIDATES, weight.numel() // WEIGHTS_PER_CANDIDATE)
-    while low < high and inside > capacity:
-        shift = max(0, (high - low).bit_length() - BITS)
-        counts = ops.saliency_histogram(weight, gradient, low, high, shift, *weighing).cpu().numpy()
-        from_top = above + counts[::-1].cumsum()[::-1]
-        chosen = int(np.flatnonzero(from_top >= count)[-1])
-        inside = int(counts[chosen])
-        above = int(from_top[chosen]) - inside
-        low += chosen << shift
-        high = min(high, low + (1 << shift) - 1)
-    if inside > capacity:
-        return Mask(ops.saliency_mask(weight, gradient, low, count - above, *weighing).cpu(), weight.shape)
-    words, keys, index, _ = ops.saliency_partition(weight, gradient, low, high, capacity, *weighing)
-    wanted = count - above
-    if wanted:
-        threshold = int(keys.kthvalue(keys.numel() - wanted + 1).values)
-        ops.saliency_resolve_(words, keys, index, threshold, wanted - int((keys > threshold).sum()))
+    source = Pairs({"weight": (weight, gradient)})
+    [words] = top_words(source, Alone(), weight.numel(), count, SNIP, [(scales.row, scales.col)])
     return Mask(words.cpu(), weight.shape)
 
 

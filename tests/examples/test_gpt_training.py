@@ -10,9 +10,11 @@ from gpt_build import Plan, build
 from gpt_model import SIZES
 from gpt_parallel import Parallel
 from gpt_text import Text, Windows
-from gpt_training import Learner, Recipe, TrainingError, bytes_held, parameter_groups, rate
+from gpt_training import Learner, Recipe, TrainingError, bytes_held, index_bytes, parameter_groups, rate
 
 import snipkern as sk
+from snipkern.layout import Layout
+from snipkern.topology import build as build_topology
 
 TINY = SIZES["tiny"]
 
@@ -145,3 +147,18 @@ def test_bytes_are_those_of_the_tensors(windows):
         # Two moments of every number and one count of steps for each parameter.
         assert held["optimizer"] == 8 * count + 4 * len(list(learner.model.parameters()))
         assert (held["index"] > 0) == (keep is not None)
+
+
+def test_index_bytes_of_all_topologies():
+    kept = torch.zeros(8, 24, dtype=torch.bool)
+    kept[:4, 4:8] = kept[7, 3] = True
+    mask, single = sk.Mask.from_dense(kept), torch.zeros_like(kept)
+    single[7, 3] = True
+    words = mask.words.nbytes
+    # 17 rows and columns in 16 bits, two to a word, 17 places in 32; 9 row and 25 column pointers.
+    assert index_bytes(build_topology(mask)) == words + 4 * (9 + 9 + 17 + 9 + 25)
+    layout = Layout((4, 4), singles=sk.Mask.from_dense(single))
+    mixed = build_topology(mask, layout)
+    assert index_bytes(mixed) == words + index_bytes(mixed.blocks) + index_bytes(mixed.singles)
+    # One block: 3 starts, 3 row and 7 column pointers, its column, row and place.
+    assert index_bytes(mixed.blocks) == words + 4 * (3 + 3 + 7 + 3)

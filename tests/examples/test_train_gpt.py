@@ -102,6 +102,8 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
         (["--block", "4", "4", "--engine", "csr"], "--block chooses engines itself: --engine auto (got csr)"),
         (["--fsdp", "--engine", "masked"], "--fsdp needs sparse layers: --engine csr (got masked)"),
         (["--fsdp", "--block", "4", "4"], "--block is not there for --fsdp yet"),
+        (["--memory", "stream", "--block", "4", "4"], "--block needs --memory plain (got stream)"),
+        (["--memory", "stream", "--score-batches", "2"], "--memory stream scores one batch: --score-batches 1 (got 2)"),
     ],
 )
 def test_bad_options_are_refused(arguments, message, capsys):
@@ -163,8 +165,9 @@ def test_replicas_train_as_one_process_does(tmp_path):
 
 @pytest.mark.slow
 def test_shards_train_as_one_process_does_and_resume(tmp_path):
-    alone = train(tmp_path / "1", "--engine", "csr", "--keep", 0.2, "--steps", 4)["learners"]["sparse"]
-    found, printed = torchrun(2, tmp_path / "2", "--fsdp", "--save-every", 2)
+    how = ["--engine", "csr", "--keep", 0.2, "--steps", 4, "--score-batches", 1]
+    alone = train(tmp_path / "1", *how)["learners"]["sparse"]
+    found, printed = torchrun(2, tmp_path / "2", "--fsdp", "--memory", "stream", "--save-every", 2)
     assert "2 processes, sharded (FSDP2)" in printed
     learner = found["sparse"]
     assert learner["losses"] == pytest.approx(alone["losses"], rel=1e-3)
@@ -180,9 +183,15 @@ def test_shards_train_as_one_process_does_and_resume(tmp_path):
     ]  # fmt: skip
     shutil.rmtree(checkpoints / "step-00000004")
     shutil.copytree(tmp_path / "2", tmp_path / "3")
-    again, printed = torchrun(2, tmp_path / "2", "--fsdp", "--resume")
+    again, printed = torchrun(2, tmp_path / "2", "--fsdp", "--memory", "stream", "--resume")
     assert "going on from" in printed
     assert again["sparse"]["losses"] == learner["losses"]
     assert again["sparse"]["validation"] == learner["validation"]
-    other, _ = torchrun(1, tmp_path / "3", "--fsdp", "--resume")
+    other, _ = torchrun(1, tmp_path / "3", "--fsdp", "--memory", "stream", "--resume")
     assert other["sparse"]["losses"] == pytest.approx(learner["losses"], rel=1e-3)
+
+
+def test_streamed_gradients_choose_the_same_weights(tmp_path):
+    more = ["--keep", 0.2, "--engine", "csr", "--steps", 2, "--score-batches", 1]
+    plain, stream = (train(tmp_path / memory, *more, "--memory", memory) for memory in ("plain", "stream"))
+    assert plain["learners"]["sparse"]["losses"] == stream["learners"]["sparse"]["losses"]

@@ -1,0 +1,35 @@
+"""Counts of score keys by equal bins, from which selection finds its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snipkern.sources import Counts
+
+__all__ = ["bin_of", "bins_of", "pieces_of"]
+
+PIECE = 1 << 18  # keys that are binned at a time
+
+
+def bin_of(counts: Counts, above: int, kept: int) -> tuple[int, int, int]:
+    """The bin that holds the kappa-th largest key, how many keys are above it, and how many inside."""
+    from_top = above + counts[::-1].cumsum()[::-1]
+    chosen = int(np.flatnonzero(from_top >= kept)[-1])
+    inside = int(counts[chosen])
+    return chosen, int(from_top[chosen]) - inside, inside
+
+
+def bins_of(keys: NDArray[np.int32], low: int, shift: int) -> NDArray[np.uint32]:
+    """``(keys - low) >> shift`` without overflow."""
+    return (keys.view(np.uint32) - np.uint32(low & 0xFFFFFFFF)) >> np.uint32(shift)
+
+
+def pieces_of(lists: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+    """All keys again: many short lists are joined and long ones cut, so that what is made of a piece stays small."""
+    short = [keys for keys in lists if keys.size < PIECE]
+    joined = [np.concatenate(short)] if short else []
+    long = [keys for keys in lists if keys.size >= PIECE]
+    return [keys[at : at + PIECE] for keys in joined + long for at in range(0, keys.size, PIECE)]
