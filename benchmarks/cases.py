@@ -16,16 +16,27 @@ import torch
 from layers import Shape
 from machine import Bystanders
 from networks import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
+from selection_cases import Choice
 from timing import Effort, Timing, interleave
 
 __all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
-GROUPS = ("limits", "selection", "layers", "products", "density", "threads", "latency", "models", "memory")
+GROUPS = ("limits", "selection", "sweep", "layers", "products", "density", "threads", "latency", "models", "memory")
 # What most people want to know first.
-DEFAULT = tuple(group for group in GROUPS if group not in ("products", "density", "threads", "latency"))
+DEFAULT = tuple(group for group in GROUPS if group not in ("sweep", "products", "density", "threads", "latency"))
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
-SELECTION = [(1 << 20, torch.float32), (1 << 24, torch.float32), (1 << 27, torch.float32), (1 << 24, torch.bfloat16)]
+SELECTION = [*(Choice(1 << power) for power in (20, 24, 27)), Choice(1 << 24, torch.bfloat16)]
+# Size, share, dtype, entropy.
+SWEEP = [
+    *(Choice(weights) for weights in (10**6, 10**7, 10**8, 5 * 10**8, 10**9)),
+    *(Choice(1 << 24, keep=keep) for keep in (0.5, 0.01)),
+    *(Choice(weights, torch.bfloat16) for weights in (1 << 20, 1 << 27)),
+    Choice(1 << 24, torch.float16),
+    Choice(1 << 24, torch.bfloat16, torch.float32),
+    *(Choice(1 << 24, data=data) for data in selection_cases.DATA if data != "normal"),
+    Choice(2 * 10**9, torch.bfloat16),
+]
 # What is accepted, then what LeNets are made of.
 ACCEPTED_LAYERS = [
     Shape("linear", 1024, 1024, 128),
@@ -53,7 +64,11 @@ ANSWERING_NETS = [
 ACCEPTED_NET, ACCEPTED_IMAGES, ACCEPTED_TOKENS = MLP.name, VGG.name, GPT_512.name
 MEMORY_BOUND = {"kind": "linear", "inputs": 4096, "outputs": 4096}
 
-QUICK_SELECTION = [(1 << 12, torch.float32), (1 << 12, torch.bfloat16)]
+QUICK_SELECTION = [Choice(1 << 12), Choice(1 << 12, torch.bfloat16)]
+QUICK_SWEEP = [
+    Choice(1 << 12, torch.bfloat16, torch.float32, 0.5),
+    *(Choice(1 << 12, data=d) for d in selection_cases.DATA),
+]
 QUICK_LAYERS = [Shape("linear", 64, 48, 20), Shape("conv", 8, 16, 16, side=6, kernel=3, padding=1)]
 QUICK_DENSITIES = (0.05, 0.5)
 QUICK_ANSWERING_NETS = [(QUICK_NETS[1], 1, QUICK_NETS[1].input), (QUICK_NETS[3], 2, (1,))]
@@ -98,11 +113,14 @@ class Result:
 def cases(groups: tuple[str, ...] = GROUPS, quick: bool = False) -> list[Case]:
     """The cases of some groups, in order; ``quick`` makes them tiny, to see that everything runs."""
     found = [Case("limits", "this processor", {}, "", partial(_limits, quick))]
-    for weights, dtype in QUICK_SELECTION if quick else SELECTION:
-        short = str(dtype).removeprefix("torch.")
-        settings = {"weights": weights, "dtype": short, "keep": selection_cases.KEEP}
-        build = partial(selection_cases.build, weights, dtype)
-        found.append(Case("selection", f"{weights:,} {short}", settings, selection_cases.SUBJECT, build, slow=True))
+    selections = {
+        "selection": QUICK_SELECTION if quick else SELECTION,
+        "sweep": QUICK_SWEEP if quick else SWEEP,
+    }
+    for group, choices in selections.items():
+        for choice in choices:
+            build = partial(selection_cases.build, choice)
+            found.append(Case(group, choice.name, choice.settings, selection_cases.SUBJECT, build, slow=True))
     found += _layer_cases(quick) + _model_cases(quick)
     found.sort(key=lambda case: GROUPS.index(case.group))
     return [case for case in found if case.group in groups]

@@ -29,6 +29,7 @@ def show(results: Sequence[Result], console: Console) -> None:
     makers: list[tuple[str, Callable[[Sequence[Result]], Table]]] = [
         ("limits", layer_tables.limits),
         ("selection", _selection),
+        ("sweep", _selection),
         ("layers", lambda group: layer_tables.layers(group, found)),
         ("layers", lambda group: layer_tables.blocks(group, found)),
         ("products", lambda group: layer_tables.products(group, found)),
@@ -55,8 +56,9 @@ def show(results: Sequence[Result], console: Console) -> None:
 
 
 def _selection(results: Sequence[Result]) -> Table:
-    made = table("selection: exact top 5 % of |w * g| as a mask", "weights", "reads of w and g", "x topk", "x numpy",
-                 "ms (quartiles)", "one read, ms")  # fmt: skip
+    made = table("selection: exact top 5 % of |w * g| as a mask", "weights", "time of one read", "x topk", "x numpy",
+                 "ms (quartiles)", "one read, ms", "passes", "bytes per weight", "of the bandwidth",
+                 "extra memory")  # fmt: skip
     for result in results:
         read = result.ratios.get("read")
         made.add_row(
@@ -66,8 +68,19 @@ def _selection(results: Sequence[Result]) -> Table:
             ratio(result, "numpy"),
             time(result.timings.get(SUBJECT)),
             time(result.timings.get("read")),
+            str(result.facts.get("reads", "-")),
+            f"{result.facts['bytes_per_weight']:.2f}" if "bytes_per_weight" in result.facts else "-",
+            f"{_moved(result) * read:.0%}" if read else "-",
+            f"{extra / result.facts['bytes_read']:.2%}"
+            if (extra := result.facts.get("extra_bytes")) is not None
+            else "-",
         )
     return made
+
+
+def _moved(result: Result) -> float:
+    """Bytes that a selection moves, in reads of weights and gradients."""
+    return result.facts["bytes_per_weight"] * result.settings["weights"] / result.facts["bytes_read"]
 
 
 def _latency(results: Sequence[Result]) -> Table:

@@ -1,7 +1,8 @@
 """How fast selection, sparse layers and whole training steps are, against what else could be used.
 
     python benchmarks/throughput.py                           what matters most: about 4 minutes on 2 cores
-    python benchmarks/throughput.py --cases all               everything: 7 minutes
+    python benchmarks/throughput.py --cases all               everything: some 15 minutes
+    python benchmarks/throughput.py --cases selection         selection over sizes, shares, dtypes and entropies
     python benchmarks/throughput.py --cases layers,models     some groups
     python benchmarks/throughput.py --json out.json           raw medians and quartiles, with the machine
     python benchmarks/throughput.py --plot out.png            a picture of densities and layers
@@ -61,6 +62,8 @@ def _groups(text: str) -> tuple[str, ...]:
     unknown = [name for name in chosen if name not in GROUPS]
     if unknown:
         raise argparse.ArgumentTypeError(f"cases must be of {', '.join(GROUPS)} (got {', '.join(map(repr, unknown))})")
+    if "selection" in chosen and "sweep" not in chosen:
+        chosen = (*chosen, "sweep")
     # Without the processor's limits these could not say what share of them they reach.
     return ("limits", *chosen) if set(chosen) & set(LIMITED) and "limits" not in chosen else chosen
 

@@ -5,8 +5,9 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, nn, ops
+from snipkern import backends, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.files import safetensor_pairs
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
@@ -21,12 +22,14 @@ __all__ = [
     "Pruned",
     "backends",
     "dense_state_dict",
+    "distributed",
     "load_",
     "masks",
     "nn",
     "ops",
     "plan",
     "prune_",
+    "safetensor_pairs",
     "score",
     "select",
     "sparsify_",

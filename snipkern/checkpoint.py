@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snipkern.converting import masked_pool
 from snipkern.masks import Mask
 from snipkern.nn import convert, state
 from snipkern.nn.sparse import SparseWeight
 from snipkern.nn.state import MASK_SUFFIX
-from snipkern.pool import Prunable, masked_pool
+from snipkern.pool import Prunable
 
 __all__ = ["dense_state_dict", "load_"]
 

@@ -8,6 +8,8 @@ from snipkern.engine import ENGINES
 from snipkern.layout import Layout, one_layout, require_block
 from snipkern.masks import Mask
 
+MEMORY = ("plain", "stream")
+
 
 def keep_of(keep: float | None, sparsity: float | None) -> float:
     """The fraction or number to keep, of two ways to ask for it."""
@@ -46,3 +48,21 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Checks a choice between names."""
     if value not in allowed:
         raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
+
+
+def memory_of(memory: str, batches: int, global_only: str | None) -> None:
+    """Checks how gradients are to be held; ``global_only`` is what else was asked for than the global selection."""
+    one_of("memory", memory, MEMORY)
+    if memory == "stream" and batches != 1:
+        # The mean gradient of several is complete only when all are summed up: it would have to be kept.
+        raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
+    if memory == "stream" and global_only:
+        raise ValueError(f"prune: memory='stream' goes with the plain global selection alone (got {global_only})")
+
+
+def sharded_of(paper: bool, global_only: str | None) -> None:
+    """Checks what can't be done with a sharded model."""
+    if global_only:
+        raise ValueError(f"prune: a sharded model goes with the plain global selection alone (got {global_only})")
+    if paper:
+        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,12 +10,11 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from snipkern.masks import Mask
-from snipkern.nn import convert
 from snipkern.nn.masked import guards
 from snipkern.nn.sparse import SparseWeight
+from snipkern.shards import is_sharded
 
-__all__ = ["Prunable", "masked_pool", "prunable"]
+__all__ = ["Prunable", "prunable"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -30,6 +29,8 @@ NOT_CONNECTIONS = (
 )
 # Modules whose biases the published SNIP code pools beside their weights.
 BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+# Wrappers that hold a model's parameters in a way of their own.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 OLD_STYLE_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
 
@@ -45,7 +46,9 @@ class Prunable:
     shared: bool
 
 
-def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool = False) -> list[Prunable]:
+def prunable(
+    model: nn.Module, filter_fn: FilterFn | None = None, biases: bool = False, sharded: bool = False
+) -> list[Prunable]:
     """The pool, in the order of ``model.named_parameters()``.
 
     By default: trainable parameters of two or more dimensions with "weight" in their names (linear, convolution,
@@ -57,6 +60,7 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
         filter_fn: ``filter_fn(module, fqn)`` decides per module instead: where it says yes, all its own parameters of
             two or more dimensions are pooled.
         biases: Pool the biases of linear, convolution and recurrent modules as well.
+        sharded: Whether DTensors will do.
 
     Raises:
         ValueError: For a model that is pruned, parametrized or not initialised, or whose pool is empty.
@@ -66,7 +70,7 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(parameter, []).append((module, module_fqn, name))
-        _require_plain(module, module_fqn)
+        _require_plain(module, module_fqn, sharded)
     pool: list[Prunable] = []
     frozen: list[str] = []
     for parameter, places in owners.items():
@@ -94,28 +98,6 @@ def prunable(model: nn.Module, filter_fn: FilterFn | None = None, biases: bool =
     return pool
 
 
-def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
-    """The parameters that masks are given for, checked."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    counts: dict[int, int] = {}
-    for parameter in parameters.values():
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    pool: list[Prunable] = []
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"sparsify_: masks must name parameters of the dense model (got {name!r})")
-        convert.require_mask("sparsify_", name, mask, parameters[name].shape)
-        module, leaf = convert.owner(model, name)
-        path = name.rpartition(".")[0]
-        shared = counts[id(parameters[name])] > 1
-        pool.append(Prunable(name, module, path, leaf, parameters[name], shared))
-    return pool
-
-
-def _is_sharded(parameter: nn.Parameter | None) -> bool:
-    return hasattr(parameter, "device_mesh")  # a DTensor, without importing torch.distributed to ask
-
-
 def _is_pooled(
     module: nn.Module,
     module_fqn: str,
@@ -135,9 +117,9 @@ def _is_pooled(
     return "weight" in name and not isinstance(module, NOT_CONNECTIONS)
 
 
-def _require_plain(module: nn.Module, module_fqn: str) -> None:
+def _require_plain(module: nn.Module, module_fqn: str, sharded: bool) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
-    if isinstance(module, nn.parallel.DistributedDataParallel) or any(map(_is_sharded, module._parameters.values())):
+    if type(module).__name__ in WRAPPERS or (not sharded and any(map(is_sharded, module._parameters.values()))):
         raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
     if isinstance(module, SparseWeight) or guards(module):
         raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")

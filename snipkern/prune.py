@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from snipkern import backends, optim, options, report
-from snipkern import engine as engines
-from snipkern.allocation import Flow, Graph, allocate, allocation, watching
+from snipkern import options
+from snipkern.allocation import allocation
+from snipkern.converting import convert_, layers_of, masked_pool
+from snipkern.distributed import Team, team_of
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 from snipkern.nn import convert
-from snipkern.pool import FilterFn, Prunable, masked_pool, prunable
+from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
-from snipkern.score import LossFn, gradients
-from snipkern.select import kept_count
-from snipkern.workload import Call, workload
+from snipkern.score import LossFn
+from snipkern.scoring import Scoring, decided
+from snipkern.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
@@ -36,6 +35,8 @@ class Plan(Pruned):
     model: nn.Module = field(repr=False)
     pool: list[Prunable] = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(repr=False)
+    team: Team = field(repr=False)
+    engine: str = field(repr=False)
     title: ClassVar[str] = "plan, not applied yet"
 
     def apply_(self) -> Pruned:
@@ -45,12 +46,13 @@ class Plan(Pruned):
             ValueError: If the model's parameters are not the ones that were planned for, or the optimiser can't be
                 moved; the model is untouched then.
         """
+        self.team.require_convertible(self.engine)
         if convert.masks(self.model):
             raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
         for entry in self.pool:
             if entry.module._parameters.get(entry.name) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return _convert(self.model, self.pool, self, self.optimizer)
+        return convert_(self.team, self.pool, self, self.optimizer)
 
 
 def plan(
@@ -72,6 +74,8 @@ def plan(
     mix: float = 0.0,
     min_keep: int | float | None = None,
     cascade: bool | None = None,
+    memory: str = "plain",
+    process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Plan:
@@ -85,14 +89,30 @@ def plan(
         if batches != 1:
             raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
     paper = preset == "paper"
-    pool = prunable(model, filter_fn, biases=paper)
-    kept_count(sum(entry.parameter.numel() for entry in pool), kept)  # a wrong keep is said before any scoring
-    graph, watched = watching(model, pool, loss_fn) if not shares.plain else (Graph(), loss_fn)
-    found = gradients(model, loader, pool, loss_fn=watched, batches=batches, redraw=paper, progress=progress)
-    seed = int(torch.randint(2**62, ())) if criterion == "random" else None
-    chosen = allocate(found.pairs, pool, kept, shares, graph, seed)
-    layers = _layers(model, pool, chosen.masks, engine, found.calls, chosen.layouts, chosen.flows)
-    return Plan(chosen.masks, layers, chosen.layouts, model=model, pool=pool, optimizer=optimizer)
+    other = shares.described() or ("criterion='random'" if criterion == "random" else None)
+    options.memory_of(memory, batches, other)
+    team = team_of(model, process_group)
+    if team.sharded:
+        options.sharded_of(paper, other)
+    ranks = team.ranks
+    pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
+    how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
+    chosen, calls = decided(team, pool, kept, shares, how, at_random=criterion == "random")
+    layers = ranks.together(
+        lambda: layers_of(team.model, pool, chosen.masks, engine, calls, chosen.layouts, chosen.flows)
+    )
+    choices = ranks.exchanged([layer.choice for layer in layers])[0]  # batches may differ, engines must not
+    layers = [replace(layer, choice=choice) for layer, choice in zip(layers, choices, strict=True)]
+    return Plan(
+        chosen.masks,
+        layers,
+        chosen.layouts,
+        model=team.model,
+        pool=pool,
+        optimizer=optimizer,
+        team=team,
+        engine=engine,
+    )
 
 
 def prune_(
@@ -114,6 +134,8 @@ def prune_(
     mix: float = 0.0,
     min_keep: int | float | None = None,
     cascade: bool | None = None,
+    memory: str = "plain",
+    process_group: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     progress: bool = False,
 ) -> Pruned:
@@ -155,6 +177,10 @@ def prune_(
         min_keep: What every layer keeps at least: a number of weights, or a share of its own; the total stays.
         cascade: Inputs that nothing kept reaches score nothing, and outputs that nothing kept reads, as far as it can
             be seen what feeds a layer. Default: with blocks or balance.
+        memory: ``"plain"``: all gradients at once, beside the weights. ``"stream"``: one gradient at a time, at the
+            price of two or more forward and backward passes over one batch; the masks are the same.
+        process_group: Ranks that prune together, each with its own batches: gradients are averaged first, masks are the
+            same on all. None: DDP's, or the default process group if it is initialised; False: each for itself.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
         progress: Show a progress bar while scoring.
 
@@ -164,11 +190,14 @@ def prune_(
     Raises:
         ValueError: For bad arguments, an empty loader, a batch or loss that is not understood, a model without
             prunable, trainable or plain weights, or a non-finite weight or gradient (named). The model is untouched.
+        RuntimeError: Where a rank has failed otherwise, or not answered for the process group's time-out; no rank's
+            model has changed.
 
     Cost: one forward and backward per batch with a gradient for each pooled weight, and about one read of both.
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019.
     """
+    team_of(model, process_group).require_convertible(engine)
     return plan(
         model,
         loader,
@@ -187,6 +216,8 @@ def prune_(
         mix=mix,
         min_keep=min_keep,
         cascade=cascade,
+        memory=memory,
+        process_group=process_group,
         optimizer=optimizer,
         progress=progress,
     ).apply_()
@@ -218,70 +249,13 @@ def sparsify_(
         layouts = _plain_layouts(masks, options.block_of(engine, block))
     else:
         options.layouts_of(engine, block, layouts, masks)
-    pool = masked_pool(model, masks)
-    layers = _layers(model, pool, masks, engine, {}, layouts, {})
-    return _convert(model, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
+    team = replace(team_of(model), ranks=Alone())  # what is given is the same for all
+    team.require_convertible(engine)
+    pool = masked_pool(team.model, masks)
+    layers = layers_of(team.model, pool, masks, engine, {}, layouts, {})
+    return convert_(team, pool, Pruned(dict(masks), layers, dict(layouts)), optimizer)
 
 
 def _plain_layouts(masks: Mapping[str, Mask], block: tuple[int, int] | None) -> dict[str, Layout]:
     """The same block for every weight that has room for one."""
     return {n: Layout(block) for n, mask in masks.items() if block is not None and has_room(mask.shape, block)}
-
-
-def _layers(
-    model: nn.Module,
-    pool: list[Prunable],
-    masks: Mapping[str, Mask],
-    engine: str,
-    calls: Mapping[str, Call],
-    layouts: Mapping[str, Layout],
-    flows: Mapping[str, Flow],
-) -> list[report.Layer]:
-    read_elsewhere = convert.attention_projections(model)
-    layers: list[report.Layer] = []
-    for entry in pool:
-        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
-        obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
-        layout = layouts.get(entry.fqn)
-        work = None
-        if obstacle is None:
-            assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
-        with _naming(entry):
-            choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
-        kind, block = type(module).__name__, None if layout is None else layout.block
-        row = report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout)
-        layers.append(replace(row, flow=flows.get(entry.fqn)))
-    return layers
-
-
-def _convert(model: nn.Module, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
-    """Prepares every conversion and checks everything, then changes the model."""
-    conversions = [
-        _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
-    ]
-    if optimizer is not None:
-        optim.check(optimizer, conversions)
-    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
-        warnings.warn(
-            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=3
-        )
-    convert.apply_(model, conversions)
-    if optimizer is not None:
-        optim.move_(optimizer, conversions)
-    return Pruned(pruned.masks, pruned.layers, pruned.layouts)
-
-
-def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    layout = layer.layout if layer.engine == "bsr" else None
-    with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
-
-
-@contextlib.contextmanager
-def _naming(entry: Prunable) -> Generator[None]:
-    """Says of which parameter a mask does not fit."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"prune: the mask of {entry.fqn!r} does not fit ({error})") from None

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
+from snipkern.backward import accumulated, recomputes
 from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.randomness import random_states, set_random_states
+from snipkern.shards import is_sharded
 from snipkern.workload import Call
 
 __all__ = ["Gradients", "gradients", "score"]
 
 LossFn = Callable[[nn.Module, Any], Tensor]
+#: Makes gradients, or None where the loss does not reach, from a function that computes the loss of one batch.
+Differentiate = Callable[[Callable[[], Tensor]], Sequence["Tensor | None"]]
 
 HOW_TO = (
     "(inputs, integer labels), a mapping with labels for a model that returns .loss, or anything with"
@@ -85,7 +89,9 @@ def gradients(
     loss_fn: LossFn | None = None,
     batches: int = 1,
     redraw: bool = False,
+    seed: int | None = None,
     progress: bool = False,
+    differentiate: Differentiate | None = None,
 ) -> Gradients:
     """Mean gradient of the loss over the first ``batches`` batches, in eval mode, with respect to the pool.
 
@@ -99,7 +105,9 @@ def gradients(
         loss_fn: ``loss_fn(model, batch)`` -> scalar mean loss. See :func:`default_loss` for what is done without.
         batches: How many; each counts the same. Sums of several are in float32 or better.
         redraw: Score at freshly drawn weights (variance scaling, zero biases) in place of the model's own.
+        seed: Of that draw; None: torch's random state as it is.
         progress: Show a progress bar.
+        differentiate: Gradients of a batch, for a pool that ``torch.autograd.grad`` can't do; checks the loss itself.
 
     Raises:
         ValueError: For an empty or too short loader, a batch or a loss that is not understood, or a loss that is not
@@ -109,31 +117,48 @@ def gradients(
     """
     if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
         raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
-    if not isinstance(loader, Iterable):
-        raise ValueError(f"score: loader must be an iterable of batches (got {type(loader).__name__})")
     parameters = [entry.parameter for entry in pool]
+
+    def by_autograd(loss_of: Callable[[], Tensor]) -> Sequence[Tensor | None]:
+        loss = checked_loss(loss_of(), pool)
+        if recomputes(loss):
+            return accumulated(loss, model, parameters)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    differentiate = differentiate or by_autograd
     result = Gradients({})
     sums: list[Tensor] = []
-    with preserved(model, loader), noted_calls(model, result.calls), redrawn(pool, redraw), torch.enable_grad():
+    with preserved(model, loader), noted_calls(model, result.calls), redrawn(pool, redraw, seed), torch.enable_grad():
         model.eval()
         weights = [parameter.detach() for parameter in parameters]
-        seen = 0
-        for batch in track(
-            islice(iter(loader), batches), "scoring", total=batches, transient=True, disable=not progress
-        ):
-            loss = checked_loss((loss_fn or default_loss)(model, batch), pool)
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        given = track(first_of(loader, batches), "scoring", total=batches, transient=True, disable=not progress)
+        for batch in given:
+            found = differentiate(partial(loss_fn or default_loss, model, batch))
             _accumulate(sums, found, parameters, several=batches > 1)
-            seen += 1
-        if seen < batches:
-            raise ValueError(
-                f"score: loader must yield at least {batches} {'batch' if batches == 1 else 'batches'} (got"
-                f" {seen or 'an empty loader'})"
-            )
     if batches > 1:
-        torch._foreach_div_(sums, batches)
+        for total in sums:
+            total.div_(batches)
     result.pairs = {entry.fqn: (w, g) for entry, w, g in zip(pool, weights, sums, strict=True)}
     return result
+
+
+def first_of(loader: Any, batches: int) -> Generator[Any]:
+    """The loader's first batches.
+
+    Raises:
+        ValueError: For something that can't be iterated, or that has fewer.
+    """
+    if not isinstance(loader, Iterable):
+        raise ValueError(f"score: loader must be an iterable of batches (got {type(loader).__name__})")
+    seen = 0
+    for batch in islice(iter(loader), batches):
+        yield batch
+        seen += 1
+    if seen < batches:
+        raise ValueError(
+            f"score: loader must yield at least {batches} {'batch' if batches == 1 else 'batches'} (got"
+            f" {seen or 'an empty loader'})"
+        )
 
 
 def _accumulate(
@@ -158,6 +183,8 @@ def checked_loss(loss: Any, pool: Sequence[Prunable]) -> Tensor:
         raise ValueError("score: the loss must depend on the weights (got a tensor without gradient history)")
     if not math.isfinite(float(loss.detach())):
         for entry in pool:
+            if is_sharded(entry.parameter):
+                continue  # looking at it would take all ranks
             bad = int((~torch.isfinite(entry.parameter)).sum())
             if bad:
                 raise ValueError(
@@ -173,11 +200,7 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    sampler = getattr(loader, "sampler", None)
-    generators = {g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g is not None}
-    generator_states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = random_states(loader)
     try:
         yield
     finally:
@@ -189,13 +212,7 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
                     buffer.copy_(before)
         for parameter, grad in grads:
             parameter.grad = grad
-        for generator, state in generator_states:
-            generator.set_state(state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        set_random_states(states)
 
 
 @contextlib.contextmanager
@@ -223,11 +240,13 @@ def noted_calls(model: nn.Module, calls: dict[str, Call]) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def redrawn(pool: Sequence[Prunable], redraw: bool) -> Generator[None]:
+def redrawn(pool: Sequence[Prunable], redraw: bool, seed: int | None = None) -> Generator[None]:
     """Gives the pool freshly drawn values for a while: variance scaling (truncated normal, fan in), biases zero."""
     if not redraw:
         yield
         return
+    if seed is not None:
+        torch.manual_seed(seed)
     before = [(entry.parameter, entry.parameter.data) for entry in pool]
     try:
         for parameter, data in before:

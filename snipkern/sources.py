@@ -8,6 +8,7 @@ shards of one rank. *Ranks* is what it takes for several processes to decide as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -56,6 +57,13 @@ class Ranks(Protocol):
     @property
     def rank(self) -> int: ...
 
+    @property
+    def size(self) -> int: ...
+
+    def exchanged(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order."""
+        ...
+
     def gathered(self, counts: Counts) -> Counts:
         """``[ranks, ...]``: the arrays, of one shape, of all ranks."""
         ...
@@ -68,11 +76,26 @@ class Ranks(Protocol):
         """What the action returns here. If it raises on one rank, all ranks raise."""
         ...
 
+    def collective(self) -> AbstractContextManager[None]:
+        """A context for collectives that are not ours, such as a sharded model's forward."""
+        ...
+
+    def same(self, value: T, requirement: str) -> T:
+        """The value, which must be the same on all ranks; else all raise that they require so."""
+        ...
+
+    def averaged(self, tensor: Tensor) -> Tensor:
+        """The mean over all ranks, the same bits on each; the tensor itself may be overwritten."""
+        ...
+
 
 class Alone:
     """One process."""
 
-    rank = 0
+    rank, size = 0, 1
+
+    def exchanged(self, value: Any) -> list[Any]:
+        return [value]
 
     def gathered(self, counts: Counts) -> Counts:
         return counts[None]
@@ -82,6 +105,15 @@ class Alone:
 
     def together(self, action: Callable[[], T]) -> T:
         return action()
+
+    def collective(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def same(self, value: T, requirement: str) -> T:
+        return value
+
+    def averaged(self, tensor: Tensor) -> Tensor:
+        return tensor
 
 
 class Pairs:

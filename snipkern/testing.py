@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,17 @@ from snipkern.masks import Mask
 from snipkern.ops.checks import FLOATS
 from snipkern.ops.reference import sum_dtype
 
-__all__ = ["FLOATS", "assert_close", "dense_weight", "random_block_mask", "random_mask", "run_on", "tiers", "tolerance"]
+__all__ = [
+    "FLOATS",
+    "assert_close",
+    "dense_weight",
+    "peak_allocated",
+    "random_block_mask",
+    "random_mask",
+    "run_on",
+    "tiers",
+    "tolerance",
+]
 
 # Standard deviations that a sum's rounding error may reach in units of its random-walk bound.
 CONFIDENCE = 8.0
@@ -133,3 +144,18 @@ def dense_weight(values: Tensor, mask: Mask) -> Tensor:
     weight = torch.zeros(mask.shape, dtype=torch.float64)
     weight[mask.to_dense()] = values.detach().cpu().double()
     return weight
+
+
+def peak_allocated(action: Callable[[], object]) -> int:
+    """Bytes that torch's CPU allocator gave out at most while an action ran, beyond those at its beginning."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    kineto: Any = profiler.profiler
+    events = sorted(
+        (event.start_ns(), event.nbytes()) for event in kineto.kineto_results.events() if event.name() == "[memory]"
+    )
+    held = peak = 0
+    for _, change in events:
+        held += change
+        peak = max(peak, held)
+    return peak

@@ -39,15 +39,17 @@ class Tuning:
 
     direct: int = 1 << 17  # up to this many weights, every one is a candidate: no sample
     cluster: int = 16  # neighbouring weights per sampled place: a cache line of float32
-    weights_per_cluster: int = 4096
-    clusters: tuple[int, int] = (2048, 1 << 16)  # least and most sampled places
-    deviations: float = 4.0  # standard errors of the sampled rank on either side of the interval
+    # Sampled places for each (weights ** (2 / 3)): more of them cost more than the candidates that they spare.
+    clusters_per_weights: float = 0.12
+    clusters: tuple[int, int] = (256, 1 << 16)  # least and most sampled places
+    deviations: float = 2.5  # standard errors of the sampled rank on either side of the interval; a miss is two reads
     candidates: int = 1 << 20  # candidates that are always allowed, ...
     weights_per_candidate: int = 128  # ... and their share in large models
     bits: int = 16  # of a key's 32 that one histogram pass resolves
 
 
 TUNING = Tuning()
+PIECE = 1 << 18  # keys that are binned at a time
 BELOW_ALL = -(2**31)  # less than any key
 
 #: Row and column scales of a parameter; see :mod:`snipkern.ops.schema_saliency`.
@@ -177,7 +179,7 @@ def _sample(search: Search) -> NDArray[np.int32]:
     sizes = search.source.sizes
     here = sum(sizes)
     least, most = TUNING.clusters
-    clusters = max(least, min(most, search.total // TUNING.weights_per_cluster))
+    clusters = max(least, min(most, int(TUNING.clusters_per_weights * search.total ** (2 / 3))))
     clusters = -(-clusters * here // search.total)  # a rank samples in proportion to its part
     places = (np.arange(clusters) + np.random.default_rng(0).random(clusters)) * (here / max(clusters, 1))
     starts = np.minimum(places.astype(np.int64), here - 1)
@@ -257,17 +259,31 @@ def _resolve(search: Search, parts: Sequence[Part], interval: Interval) -> list[
 
 def _threshold(search: Search, parts: Sequence[Part], interval: Interval) -> tuple[int, int]:
     """The key of the last candidate that is kept, and how many candidates are above it."""
-    keys = np.concatenate([part.keys for part in parts]).astype(np.int64)
+    pieces = _pieces([part.keys for part in parts])
     low, high, above = interval.low, interval.high, interval.above
     while low < high:
         shift = max(0, (high - low).bit_length() - TUNING.bits)
-        bins = (keys - low) >> shift
-        counts = search.summed(np.bincount(bins, minlength=((high - low) >> shift) + 1))
-        chosen, above, _ = _bin_of(counts, above, search.kept)
-        keys = keys[bins == chosen]
+        counts = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
+        for keys in pieces:
+            counts += np.bincount(_bins(keys, low, shift), minlength=counts.size)
+        chosen, above, _ = _bin_of(search.summed(counts), above, search.kept)
+        pieces = _pieces([keys[_bins(keys, low, shift) == chosen] for keys in pieces])
         low += chosen << shift
         high = min(high, low + (1 << shift) - 1)
     return low, above - interval.above
+
+
+def _bins(keys: NDArray[np.int32], low: int, shift: int) -> NDArray[np.uint32]:
+    """``(keys - low) >> shift`` without overflow."""
+    return (keys.view(np.uint32) - np.uint32(low & 0xFFFFFFFF)) >> np.uint32(shift)
+
+
+def _pieces(lists: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+    """All keys again: many short lists are joined and long ones cut, so that what is made of a piece stays small."""
+    short = [keys for keys in lists if keys.size < PIECE]
+    joined = [np.concatenate(short)] if short else []
+    long = [keys for keys in lists if keys.size >= PIECE]
+    return [keys[at : at + PIECE] for keys in joined + long for at in range(0, keys.size, PIECE)]
 
 
 def _bin_of(counts: Counts, above: int, kept: int) -> tuple[int, int, int]:

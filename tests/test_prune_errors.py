@@ -168,16 +168,26 @@ def test_parametrized_and_lazy_models_are_refused(vectors):
         sk.prune_(nn.Sequential(nn.LazyLinear(5)), vectors, keep=0.1)
 
 
-def test_wrapped_and_sharded_models_are_refused(tmp_path, vectors):
+def test_wrapped_parts_and_sharded_models_are_refused(tmp_path, vectors):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapped = nn.parallel.DistributedDataParallel(make_mlp())
-        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got the model \(Distr"):
+        wrapped = nn.Sequential(nn.parallel.DistributedDataParallel(make_mlp()))
+        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got 0 \(Distr"):
             sk.prune_(wrapped, vectors, keep=0.1)
+        whole = nn.parallel.DistributedDataParallel(make_mlp())
+        with pytest.raises(ValueError, match=r"process_group must not be False for a model wrapped in Distributed"):
+            sk.prune_(whole, vectors, keep=0.1, process_group=False)
+        whole.mixed_precision = True
+        with pytest.raises(ValueError, match=r"can't follow a change of its model; .* \(got mixed_precision\)"):
+            sk.prune_(whole, vectors, keep=0.1)
         sharded = make_mlp()
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         torch.distributed.fsdp.fully_shard(sharded[2], mesh=mesh)
-        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got 2 \("):
+        with pytest.raises(
+            ValueError, match=r"a sharded model can be pruned .* engine='masked' alone.*\(got engine='auto"
+        ):
             sk.prune_(sharded, vectors, keep=0.1)
+        with pytest.raises(ValueError, match=r"must be pruned before it is wrapped or sharded \(got 2 \("):
+            sk.score(sharded, vectors)
     finally:
         torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ from snipkern.testing import run_on, tiers
 module = sys.modules["snipkern.topk"]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Tuning that sends a few weights down the paths of large models.
-SAMPLED = {"direct": 0, "clusters": (4, 64), "weights_per_cluster": 64}
+SAMPLED = {"direct": 0, "clusters": (4, 64), "clusters_per_weights": 1.0}
 NARROW = {**SAMPLED, "deviations": 0.0}  # the interval is a key or two: mostly missed
 FULL = {**SAMPLED, "candidates": 5, "weights_per_candidate": 10**6}
 
@@ -274,7 +274,6 @@ def test_keeping_everything_is_one_pass(monkeypatch):
     assert calls == ["_partition"]
 
 
-@pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
 def adversarial(size=200_000):
     """Data that is hard to sample or to tell apart: name, weight, gradient."""
     ones, normal = torch.ones(size), torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -317,6 +316,7 @@ def test_at_most_four_reads(monkeypatch, interval, keep):
             assert len(reads) <= 4, (name, reads)
 
 
+@pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
 def test_a_missed_interval_falls_back_to_histograms(tier, monkeypatch, interval):
     calls = passes(monkeypatch)
     monkeypatch.setattr(module, "_bracket", lambda *_: interval)

@@ -19,6 +19,12 @@ void require_ties(const char* op, int64_t threshold, int64_t ties) {
                    "threshold must be a key and ties not negative");
 }
 
+Tensor new_words(const Tensor& like, const Saliency& call) {
+  Tensor words = torch::stable::new_empty(like, {word_count(call.numel)}, ScalarType::Long);
+  prefer_huge_pages(words.mutable_data_ptr(), static_cast<size_t>(words.numel()) * sizeof(int64_t));
+  return words;
+}
+
 // All of a 1-D int64 tensor's elements are in [0, end).
 void require_below(const char* op, const char* what, const Tensor& index, int64_t end) {
   const int64_t* from = index.const_data_ptr<int64_t>();
@@ -52,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> saliency_partition_cpu(const Tensor& 
   const Scales scales(kOp, row_scale, col_scale, call);
   require_interval(kOp, low, high);
   SNIPKERN_REQUIRE(capacity >= 0, kOp, capacity, "capacity must not be negative");
-  Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
+  Tensor words = new_words(weight, call);
   Partition partition = saliency_partition(call, static_cast<int32_t>(low), static_cast<int32_t>(high), capacity,
                                            words.mutable_data_ptr<int64_t>(), run_tasks);
   const int64_t listed = partition.inside <= capacity ? partition.inside : 0;
@@ -88,7 +94,7 @@ Tensor saliency_mask_cpu(const Tensor& weight, const MaybeTensor& gradient, int6
   Saliency call = saliency(kOp, weight, gradient, score);
   const Scales scales(kOp, row_scale, col_scale, call);
   require_ties(kOp, threshold, ties);
-  Tensor words = torch::stable::new_empty(weight, {word_count(call.numel)}, ScalarType::Long);
+  Tensor words = new_words(weight, call);
   saliency_mask(call, static_cast<int32_t>(threshold), ties, words.mutable_data_ptr<int64_t>(), run_tasks);
   return words;
 }

@@ -40,6 +40,7 @@ Tensor saliency_block_sums_cpu(const Tensor& weight, const MaybeTensor& gradient
   const int64_t grid_rows = rows / block_height + (rows % block_height != 0);
   const int64_t grid_cols = cols / block_width + (cols % block_width != 0);
   Tensor sums = torch::stable::new_empty(weight, {grid_rows, grid_cols}, ScalarType::Double);
+  prefer_huge_pages(sums.mutable_data_ptr(), static_cast<size_t>(sums.numel()) * sizeof(double));
   saliency_block_sums(call, grid, sums.mutable_data_ptr<double>(), run_tasks);
   return sums;
 }

@@ -26,6 +26,11 @@ void merge_dims(Operand& operand);
 // Whether the elements lie in memory in row-major order without gaps; needs merged dimensions.
 inline bool is_dense(const Operand& operand) { return operand.dims == 1 && operand.strides[0] == 1; }
 
+// Whether neighbours in memory are neighbours in a column: gathering several rows at once then uses whole cache lines.
+inline bool is_transposed(const Operand& operand) {
+  return operand.dims == 2 && operand.strides[0] < operand.strides[1];
+}
+
 // Copies elements [begin, begin + count) of the flat sequence to `to`, unconverted.
 void gather(const Operand& operand, int64_t begin, int64_t count, void* to);
 

@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/denormals.h"
+#include "cpu/memory.h"
 #include "cpu/saliency_blocks.h"
 #include "cpu/saliency_reader.h"
 
@@ -19,7 +20,6 @@
 namespace snipkern {
 namespace {
 
-constexpr int64_t kTask = 1 << 16;  // elements of a task
 constexpr int64_t kTasksPerWave = 64;
 constexpr int64_t kClustersPerTask = 256;
 constexpr int64_t kPrefetch = 8;  // clusters
@@ -29,15 +29,15 @@ constexpr uint32_t kSmallTable = 4096;
 constexpr int64_t kPartsPerThread = 4;
 constexpr int64_t kMostOfPart = int64_t{1} << 31;  // elements: what a table's numbers can count
 
-int64_t task_total(const Saliency& call) { return (call.numel + kTask - 1) / kTask; }
+int64_t task_total(const Saliency& call) { return (call.numel + task_size(call) - 1) / task_size(call); }
 
 // body(reader, begin, count) for each chunk of a task.
 template <typename Body>
 void for_each_chunk(const Saliency& call, int64_t task, const Body& body) {
   const ExactDenormals exact;
-  Reader reader(call);
-  const int64_t end = std::min(call.numel, (task + 1) * kTask);
-  for (int64_t begin = task * kTask; begin < end; begin += kChunk) {
+  const int64_t size = task_size(call), end = std::min(call.numel, (task + 1) * size);
+  Reader reader(call, end);
+  for (int64_t begin = task * size; begin < end; begin += kChunk) {
     const int64_t count = std::min(kChunk, end - begin);
     reader.read(begin, count);
     body(reader, begin, count);
@@ -57,10 +57,10 @@ void classify(const Reader& reader, int64_t count, int32_t low, int32_t high, Cl
   }
 }
 
-// Appends a chunk's inside elements, numbered from `first`. Few blocks have any, at random: finding those
-// without a branch first halves the time.
-void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partition::Run& list) {
-  int32_t filled[kChunk / kWordBits], keys[kChunk], offsets[kChunk];
+// Lists a chunk's inside elements, numbered from `first`; returns how many. Few blocks have any, at random: finding
+// those without a branch first halves the time.
+int64_t list_inside(const Classes& classes, int64_t blocks, int32_t first, int32_t* keys, int32_t* offsets) {
+  int32_t filled[kChunk / kWordBits];
   int64_t filled_count = 0, count = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     filled[filled_count] = static_cast<int32_t>(b);
@@ -73,8 +73,7 @@ void list_inside(const Classes& classes, int64_t blocks, int32_t first, Partitio
       offsets[count++] = first + i;
     }
   }
-  list.keys.insert(list.keys.end(), keys, keys + count);
-  list.offsets.insert(list.offsets.end(), offsets, offsets + count);
+  return count;
 }
 
 }  // namespace
@@ -112,14 +111,17 @@ void saliency_sample(const Saliency& call, const int64_t* starts, int64_t count,
 
 Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, int64_t capacity, int64_t* words,
                              const TaskRunner& run) {
-  const int64_t tasks = task_total(call);
+  const int64_t tasks = task_total(call), size = task_size(call);
   Partition result;
+  result.task_size = size;
   result.runs.resize(tasks);
   std::atomic<int64_t> above{0}, inside{0};
   std::atomic<int32_t> largest{0};
   run(tasks, [&](int64_t task) {
-    Partition::Run& list = result.runs[task];
-    int64_t task_above = 0;
+    // Lists grow in memory that is touched already, and get their own once their length is known.
+    int32_t* keys = scratch<int32_t>(Slot::kIndices, 2 * size);
+    int32_t* offsets = keys + size;
+    int64_t task_above = 0, listed = 0;
     Classes classes;
     for_each_chunk(call, task, [&](const Reader& reader, int64_t begin, int64_t count) {
       classify(reader, count, low, high, classes);
@@ -127,8 +129,16 @@ Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, in
       task_above += classes.above_count;
       // Past the capacity there is only counting: nothing that is stored then will be used.
       if (classes.inside_count == 0 || inside.fetch_add(classes.inside_count) + classes.inside_count > capacity) return;
-      list_inside(classes, reader.blocks, static_cast<int32_t>(begin - task * kTask), list);
+      listed += list_inside(classes, reader.blocks, static_cast<int32_t>(begin - task * size), keys + listed,
+                            offsets + listed);
     });
+    if (listed > 0) {
+      Partition::Run& list = result.runs[task];
+      list.count = listed;
+      list.keys_offsets.reset(new int32_t[2 * listed]);
+      std::copy(keys, keys + listed, list.keys_offsets.get());
+      std::copy(offsets, offsets + listed, list.keys_offsets.get() + listed);
+    }
     above += task_above;
     int32_t seen = largest;
     while (seen < classes.largest && !largest.compare_exchange_weak(seen, classes.largest)) {
@@ -144,9 +154,10 @@ Partition saliency_partition(const Saliency& call, int32_t low, int32_t high, in
 void take_candidates(Partition& partition, int32_t* keys, int64_t* index) {
   for (size_t task = 0; task < partition.runs.size(); ++task) {
     Partition::Run& list = partition.runs[task];
-    const int64_t begin = static_cast<int64_t>(task) * kTask;
-    keys = std::copy(list.keys.begin(), list.keys.end(), keys);
-    for (const int32_t offset : list.offsets) *index++ = begin + offset;
+    const int64_t begin = static_cast<int64_t>(task) * partition.task_size;
+    const int32_t* from = list.keys_offsets.get();
+    keys = std::copy(from, from + list.count, keys);
+    for (int64_t i = 0; i < list.count; ++i) *index++ = begin + from[list.count + i];
     list = {};
   }
 }
@@ -182,11 +193,11 @@ void saliency_histogram(const Saliency& call, int32_t low, int32_t high, int shi
 }
 
 void saliency_mask(const Saliency& call, int32_t threshold, int64_t ties, int64_t* words, const TaskRunner& run) {
-  constexpr int64_t kTaskWords = kTask / kWordBits;
+  const int64_t wave_words = task_size(call) / kWordBits;
   const int64_t tasks = task_total(call);
   // Which ties are the first is known only when all before them are counted, so a wave of tasks keeps
   // its ties' words until then; the tensors are read once.
-  std::vector<uint64_t> tied(std::min(tasks, kTasksPerWave) * kTaskWords);
+  std::vector<uint64_t> tied(std::min(tasks, kTasksPerWave) * wave_words);
   std::vector<int64_t> found(kTasksPerWave);
   for (int64_t wave = 0; wave < tasks; wave += kTasksPerWave) {
     const int64_t size = std::min(kTasksPerWave, tasks - wave);
@@ -196,16 +207,16 @@ void saliency_mask(const Saliency& call, int32_t threshold, int64_t ties, int64_
       for_each_chunk(call, wave + task, [&](const Reader& reader, int64_t begin, int64_t count) {
         classify(reader, count, threshold, threshold, classes);
         std::memcpy(words + begin / kWordBits, classes.above, reader.blocks * sizeof(int64_t));
-        std::memcpy(tied.data() + task * kTaskWords + (begin / kWordBits) % kTaskWords, classes.inside,
+        std::memcpy(tied.data() + task * wave_words + (begin / kWordBits) % wave_words, classes.inside,
                     reader.blocks * sizeof(int64_t));
         task_ties += classes.inside_count;
       });
       found[task] = task_ties;
     });
     for (int64_t task = 0; task < size; ++task) {
-      const int64_t first = (wave + task) * kTaskWords;
-      const int64_t used = std::min(kTaskWords, word_count(call.numel) - first);
-      uint64_t* task_words = tied.data() + task * kTaskWords;
+      const int64_t first = (wave + task) * wave_words;
+      const int64_t used = std::min(wave_words, word_count(call.numel) - first);
+      uint64_t* task_words = tied.data() + task * wave_words;
       if (found[task] > ties) keep_first(task_words, used, ties);
       for (int64_t i = 0; i < used && ties > 0; ++i) words[first + i] |= static_cast<int64_t>(task_words[i]);
       ties -= std::min(ties, found[task]);

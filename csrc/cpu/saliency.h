@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/operand.h"
@@ -39,9 +40,11 @@ void saliency_sample(const Saliency& call, const int64_t* starts, int64_t count,
 
 // Keys against an interval [low, high].
 struct Partition {
-  struct Run {  // of neighbouring elements
-    std::vector<int32_t> keys, offsets;
+  struct Run {                                // of neighbouring elements
+    std::unique_ptr<int32_t[]> keys_offsets;  // [2, count]
+    int64_t count = 0;
   };
+  int64_t task_size = 0;  // elements that a run covers
   std::vector<Run> runs;  // the elements inside the interval, if there are at most `capacity`
   int64_t above = 0;      // keys > high; their bits are set in `words`
   int64_t inside = 0;     // low <= key <= high

@@ -7,8 +7,10 @@
 
 namespace snipkern {
 
-constexpr int64_t kChunk = 2048;  // elements at a time: the buffers stay in L1 and L2
-constexpr int kSumLanes = 16;     // of a row's sum: lane l adds elements l, l + 16, ..., the lanes are added in order
+constexpr int64_t kChunk = 2048;           // elements at a time: the buffers stay in L1 and L2
+constexpr int64_t kTask = 1 << 16;         // elements of a task
+constexpr int64_t kLargestTask = 1 << 19;  // of one that reads columns
+constexpr int kSumLanes = 16;  // of a row's sum: lane l adds elements l, l + 16, ..., the lanes are added in order
 
 // A chunk's elements against an interval.
 struct Classes {
@@ -36,6 +38,14 @@ struct SaliencyKernels {
   // Adds score[i] * col[i], the product in float, to lane i % kSumLanes.
   void (*add_lanes)(const float* score, const float* col, int64_t count, double* lanes);
 };
+
+// Elements of a task: of transposed tensors, enough rows to use whole cache lines, several of each page. A multiple of kChunk.
+inline int64_t task_size(const Saliency& call) {
+  constexpr int64_t kRows = 64;
+  if (!is_transposed(call.weight) && !is_transposed(call.gradient)) return kTask;
+  const int64_t wanted = (kRows * call.cols + kChunk - 1) / kChunk * kChunk;
+  return wanted < kTask ? kTask : wanted > kLargestTask ? kLargestTask : wanted;
+}
 
 // Those of the tier in use.
 SaliencyKernels kernels_of(Score score);

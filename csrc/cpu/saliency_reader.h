@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/memory.h"
 #include "cpu/saliency_blocks.h"
 
 namespace snipkern {
@@ -12,9 +13,11 @@ namespace snipkern {
 // float, the last block padded with zeros.
 class Reader {
  public:
-  explicit Reader(const Saliency& call)
+  // Reads in ascending order up to `end` fetch transposed tensors a task's size ahead; 0 fetches no more than is read.
+  explicit Reader(const Saliency& call, int64_t end = 0)
       : kernels(kernels_of(call.score)),
         call_(call),
+        end_(end),
         has_gradient_(call.score != Score::kMagnitude),
         direct_(is_dense(call.weight) && call.weight.dtype != DType::kDouble && call.row_scale == nullptr &&
                 (!has_gradient_ || (is_dense(call.gradient) && call.weight.dtype == call.gradient.dtype))) {}
@@ -33,9 +36,9 @@ class Reader {
       gradient = has_gradient_ ? address(call_.gradient, begin) : nullptr;
     } else {
       dtype = static_cast<int>(DType::kFloat);
-      weight = floats(call_.weight, begin, count, weights_);
+      weight = floats(call_.weight, begin, count, ahead_weight_, weights_);
       if (call_.row_scale != nullptr) weight = scaled(static_cast<const float*>(weight), begin, count);
-      gradient = has_gradient_ ? floats(call_.gradient, begin, count, gradients_) : nullptr;
+      gradient = has_gradient_ ? floats(call_.gradient, begin, count, ahead_gradient_, gradients_) : nullptr;
     }
   }
 
@@ -50,10 +53,31 @@ class Reader {
   }
 
  private:
+  // What was fetched of a transposed tensor.
+  struct Ahead {
+    Slot slot;
+    int64_t begin = 0, end = 0;
+    char* data = nullptr;
+  };
+
+  const void* fetched(const Operand& operand, int64_t begin, int64_t count, Ahead& ahead) {
+    const int64_t size = static_cast<int64_t>(element_size(operand.dtype));
+    if (begin < ahead.begin || begin + count > ahead.end) {
+      const int64_t most = task_size(call_);
+      ahead.begin = begin;
+      ahead.end = std::min(end_, begin + most);
+      ahead.data = scratch<char>(ahead.slot, most * size);
+      gather(operand, begin, ahead.end - begin, ahead.data);
+    }
+    return ahead.data + (begin - ahead.begin) * size;
+  }
+
   // Elements [begin, begin + count) as floats, zeros up to a whole block behind them.
-  const float* floats(const Operand& operand, int64_t begin, int64_t count, float* buffer) {
+  const float* floats(const Operand& operand, int64_t begin, int64_t count, Ahead& ahead, float* buffer) {
     const void* from = address(operand, begin);
-    if (!is_dense(operand)) {
+    if (is_transposed(operand) && begin + count <= end_) {
+      from = fetched(operand, begin, count, ahead);
+    } else if (!is_dense(operand)) {
       gather(operand, begin, count, gathered_);
       from = gathered_;
     } else if (operand.dtype == DType::kFloat && count % kWordBits == 0) {
@@ -75,6 +99,8 @@ class Reader {
   }
 
   const Saliency& call_;
+  const int64_t end_;
+  Ahead ahead_weight_{Slot::kPackedInput}, ahead_gradient_{Slot::kPackedGradient};
   const bool has_gradient_, direct_;
   alignas(64) float weights_[kChunk], gradients_[kChunk];
   alignas(64) char gathered_[kChunk * sizeof(double)];

@@ -10,7 +10,6 @@
 namespace snipkern {
 namespace {
 
-constexpr int64_t kTaskElements = 1 << 16;
 constexpr int64_t kSweepParts = 16;  // row parts of a sweep, each with column sums of its own
 constexpr double kLeastSum = 1e-30;
 
@@ -34,11 +33,12 @@ void saliency_block_sums(const Saliency& call, const SaliencyBlocks& grid, doubl
   if (call.numel == 0) return;
   const int64_t grid_rows = (rows + grid.height - 1) / grid.height;
   const int64_t grid_cols = (call.cols + grid.width - 1) / grid.width;
-  const int64_t per_task = std::max<int64_t>(1, kTaskElements / (std::min(grid.height, rows) * call.cols));
+  const int64_t per_task = std::max<int64_t>(1, task_size(call) / (std::min(grid.height, rows) * call.cols));
   run((grid_rows + per_task - 1) / per_task, [&](int64_t task) {
-    Reader reader(call);
-    double* down = scratch<double>(Slot::kSums, call.cols);
     const int64_t end = std::min(grid_rows, (task + 1) * per_task);
+    // Rows in any order are fetched one by one.
+    Reader reader(call, grid.row_order == nullptr ? std::min(rows, end * grid.height) * call.cols : 0);
+    double* down = scratch<double>(Slot::kSums, call.cols);
     for (int64_t at = task * per_task; at < end; ++at) {
       std::fill(down, down + call.cols, 0.0);
       const int64_t last = std::min(rows, (at + 1) * grid.height);
@@ -64,10 +64,10 @@ void saliency_sweep(const Saliency& call, const float* col_from, float* row_to, 
   const int64_t rows = call.rows, cols = call.cols;
   std::vector<double> sums(kSweepParts * cols);
   run(kSweepParts, [&](int64_t part) {
-    Reader reader(call);
+    const int64_t end = part_begin(rows, kSweepParts, part + 1);
+    Reader reader(call, end * cols);
     float* scores = scratch<float>(Slot::kColumns, cols);
     double* down = sums.data() + part * cols;
-    const int64_t end = part_begin(rows, kSweepParts, part + 1);
     for (int64_t row = part_begin(rows, kSweepParts, part); row < end; ++row) {
       double lanes[kSumLanes] = {}, sum = 0;
       for_each_chunk(call, reader, row, [&](float* chunk, int64_t col, int64_t count) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from snipkern.layout import require_block
@@ -46,6 +46,14 @@ class Allocation:
         """Whether the exact global selection is all there is to do."""
         within = self.block is not None or self.balance or self.cascade
         return self.scope == "global" and not within and not self.min_keep
+
+    def described(self) -> str | None:
+        """What else than the plain global selection is asked for, in words; None: nothing."""
+        if self.plain:
+            return None
+        default = allocation()
+        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return ", ".join(f"{name}={value!r}" for name, value in named if value != getattr(default, name))
 
     def ordered(self) -> bool:
         """Whether a linear layer that keeps blocks gets its rows and columns reordered."""

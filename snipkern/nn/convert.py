@@ -91,6 +91,10 @@ def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, layout: Layo
     if layout is not None and layout.ordered and isinstance(module, nn.Conv2d):
         raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
     topology = build(mask, layout)
+    if parameter.is_meta:
+        values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
+        vars(values).update(vars(parameter))
+        return Conversion(module, name, mask, parameter, values, topology)
     index = topology.flat_index(parameter.device)
     values = nn.Parameter(parameter.detach().reshape(-1)[index], parameter.requires_grad)
     vars(values).update(vars(parameter))

@@ -26,10 +26,13 @@ from snipkern.nn import state
 from snipkern.nn.state import MASK_SUFFIX
 from snipkern.ops.checks import FLOATS
 from snipkern.ops.eager import differentiable
+from snipkern.shards import is_sharded, like, local
 
 __all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
 
 GUARDS = "_snipkern_guards"
+# Modules whose parameters are guarded: fully_shard puts others in their places, and does not tell.
+_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 # By id of the parameter, which lives as long as its guard does.
 _guarded: weakref.WeakValueDictionary[int, MaskGuard] = weakref.WeakValueDictionary()
 
@@ -41,7 +44,8 @@ class MaskGuard:
 
     def __init__(self, parameter: nn.Parameter, mask: Mask) -> None:
         self.mask = mask
-        self._pruned: Tensor | None = None
+        self._pruned: dict[tuple[int, torch.device], Tensor] = {}
+        self._shards: list[tuple[object, object, Mask]] = []
         self._handle: RemovableHandle | None = None
         self._cleaned: list[weakref.ref[Tensor]] = []
         self.parameter = parameter
@@ -52,7 +56,10 @@ class MaskGuard:
         self.detach()
         self.parameter = parameter
         _guarded[id(parameter)] = self
-        if parameter.requires_grad:
+        if parameter.requires_grad and is_sharded(parameter):
+            # fully_shard sets the gradient itself, and runs these hooks alone.
+            self._handle = parameter.register_post_accumulate_grad_hook(self._clean_grad)
+        elif parameter.requires_grad:
             self._handle = parameter.register_hook(self.clean)
 
     def detach(self) -> None:
@@ -63,11 +70,26 @@ class MaskGuard:
         if _guarded.get(id(self.parameter)) is self:
             del _guarded[id(self.parameter)]
 
-    def pruned(self, device: torch.device) -> Tensor:
-        """Bool tensor of the parameter's shape, True where pruned; kept for the next call."""
-        if self._pruned is None or self._pruned.device != device:
-            self._pruned = ~self.mask.to_dense(device)
-        return self._pruned
+    def here(self, tensor: Tensor) -> Mask:
+        """The mask of what this rank has of a tensor of the parameter's shape; of shards, kept for the next call."""
+        if not is_sharded(tensor):
+            return self.mask
+        at: Any = tensor
+        for mesh, placements, mask in self._shards:
+            if mesh == at.device_mesh and placements == at.placements:
+                return mask
+        whole = self.mask.to_dense(at.device_mesh.device_type)
+        mask = Mask.from_dense(local(like(whole, tensor)))
+        self._shards.append((at.device_mesh, at.placements, mask))
+        return mask
+
+    def pruned(self, device: torch.device, mask: Mask | None = None) -> Tensor:
+        """Bool tensor of the parameter's shape (or of a shard's mask), True where pruned; kept for the next call."""
+        mask = mask or self.mask
+        key = (id(mask), device)
+        if key not in self._pruned:
+            self._pruned[key] = ~mask.to_dense(device)
+        return self._pruned[key]
 
     def clean(self, tensor: Tensor) -> Tensor:
         """A copy with zeros where pruned, even where there was NaN."""
@@ -78,11 +100,16 @@ class MaskGuard:
     @torch.no_grad()
     def clean_(self, tensor: Tensor) -> None:
         """Zeroes what is pruned, in place."""
+        mask, tensor = self.here(tensor), local(tensor)
         if _is_plain(tensor):
-            torch.ops.snipkern.zero_pruned_(tensor, self.mask.words)
+            torch.ops.snipkern.zero_pruned_(tensor, mask.words)
             torch.autograd.graph.increment_version(tensor)
         else:
-            tensor.masked_fill_(self.pruned(tensor.device), 0)
+            tensor.masked_fill_(self.pruned(tensor.device, mask), 0)
+
+    def _clean_grad(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.clean_(parameter.grad)
 
     def clean_state_(self, state: dict[str, Any]) -> None:
         """Zeroes what an optimiser remembers of pruned entries, once for each tensor.
@@ -135,6 +162,7 @@ def guard_(module: nn.Module, name: str, mask: Mask) -> None:
             module.register_load_state_dict_post_hook(_reattach),
         )
         module.__dict__[f"{GUARDS}_handles"] = handles
+    _modules.add(module)
     parameter = module._parameters[name]
     assert parameter is not None
     guard = found[name] = MaskGuard(parameter, mask)
@@ -156,14 +184,15 @@ def _follow_parameter(module: nn.Module, args: Any) -> None:
     """Forward pre-hook: re-attaches where the parameter was replaced or has been frozen and thawed."""
     if torch.compiler.is_compiling():
         return
+    _modules.add(module)
     _reattach(module, None)
 
 
 def _reattach(module: nn.Module, incompatible_keys: Any) -> None:
     for name, guard in guards(module).items():
         parameter = module._parameters[name]
-        if parameter is None:
-            continue
+        if parameter is None or (is_sharded(guard.parameter) and not is_sharded(parameter)):
+            continue  # fully_shard puts whole parameters there for a forward pass
         if guard.parameter is not parameter or (guard._handle is None and parameter.requires_grad):
             guard.attach(parameter)
 
@@ -197,7 +226,7 @@ def _check_masks(
                 dense[mask.to_dense(dense.device)] = state.row_major(key, values, mask, saved)
                 state_dict[key] = dense
             elif key in state_dict and state_dict[key].shape == mask.shape:
-                state.require_zeros(key, state_dict[key], mask)
+                state.require_zeros(key, local(state_dict[key]), guard.here(state_dict[key]))
         except ValueError as error:
             error_msgs.append(str(error))
             state_dict[key] = guard.parameter.detach()
@@ -207,6 +236,8 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     """After any optimiser's step: pruned weights, and what the optimiser remembers of them, are zero again."""
     if not _guarded:
         return
+    for module in list(_modules):
+        _reattach(module, None)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             guard = _guarded.get(id(parameter))

@@ -131,6 +131,20 @@ def test_counts_tell_of_what_is_not_finite_although_negative(tier, score, bad):
         assert int(ops.saliency_partition(weight, sign * gradient, 0, 0, 0, SCORES[score])[3][2]) >= INFINITY_KEY
 
 
+@pytest.mark.parametrize("shape", [(300, 3), (3, 300), (700, 500), (20, 30_000), (1500, 1024)], ids=str)
+def test_transposed_tasks(tier, shape):
+    """Around the columns gathered at a time, and more rows than a task has."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight, gradient = pair(shape[::-1], (dtype, dtype))
+        key = int(ops.saliency_sample(weight, gradient, torch.tensor([5]), 1))
+        dense = [t.t().contiguous() for t in (weight, gradient)]
+        for inputs in ((weight.t(), gradient.t()), (weight.t(), dense[1]), (dense[0], gradient.t())):
+            for name, args in (("saliency_partition", (key - 2**22, key, weight.numel())), ("saliency_mask", (key, 3))):
+                got, want = (getattr(ops, name)(*some, *args) for some in (inputs, dense))
+                assert all(map(torch.equal, *(r if isinstance(r, tuple) else (r,) for r in (got, want))))
+            assert torch.equal(ops.saliency_histogram(*inputs, 0, TOP, 16), ops.saliency_histogram(*dense, 0, TOP, 16))
+
+
 def test_four_dimensions_in_any_order(tier):
     weight, gradient = pair((5, 7, 3, 11))
     for order in itertools.permutations(range(4)):

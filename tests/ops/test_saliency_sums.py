@@ -91,6 +91,11 @@ def test_layouts(tier, dtype):
     for w in (weight, weight.t().contiguous().t(), torch.cat([weight, weight], 1)[:, 9:76], weight[:1].expand(101, 67)):
         same("saliency_block_sums", w, gradient, 7, 4, torch.randperm(101))
         same("saliency_sweep", w, gradient.t().contiguous().t(), col_scale)
+    weight, gradient = (t.t() for t in factors((300, 700), (dtype, dtype)))
+    assert torch.equal(
+        same("saliency_block_sums", weight, gradient, 16, 16),
+        ops.saliency_block_sums(weight.contiguous(), gradient.contiguous(), 16, 16),
+    )
     weight, gradient = (t.to(memory_format=torch.channels_last) for t in factors((20, 5, 3, 3), (dtype, dtype)))
     same("saliency_block_sums", weight, gradient.contiguous(), 4, 1)
     same("saliency_sweep", weight, gradient.contiguous(), torch.rand(45))

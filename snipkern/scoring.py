@@ -1,0 +1,183 @@
+"""From a model to what is kept of it, however it lies in memory: in one process, in several, or cut up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snipkern.allocation import Allocated, Allocation, Graph, allocate, watching
+from snipkern.backward import accumulated
+from snipkern.distributed import Team
+from snipkern.masks import Mask
+from snipkern.ops.reference_saliency import flat_chunks
+from snipkern.pool import Prunable
+from snipkern.score import LossFn, gradients
+from snipkern.select import kept_count
+from snipkern.shards import Cut, Shards, assembled
+from snipkern.sources import Alone, Ranks, Source
+from snipkern.stream import Stream, agreed_loss
+from snipkern.topk import top_words
+from snipkern.workload import Call
+
+__all__ = ["Scoring", "decided"]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How to score; see :func:`snipkern.prune_`."""
+
+    loader: Any
+    loss_fn: LossFn | None = None
+    batches: int = 1
+    memory: str = "plain"
+    redraw: bool = False
+    progress: bool = False
+
+
+def decided(
+    team: Team, pool: list[Prunable], keep: float | int, shares: Allocation, how: Scoring, at_random: bool = False
+) -> tuple[Allocated, dict[str, Call]]:
+    """What to keep, the same on all ranks, and how modules were called.
+
+    Args:
+        team: Ranks that score together, each on batches of its own; all have the same weights, or shards of them.
+        keep: Fraction or number.
+        shares: How kept weights are shared out; the plain global selection for shards and streamed gradients.
+        at_random: Choose by chance within layers.
+
+    Raises:
+        ValueError: On all ranks, if it is raised on one.
+        RuntimeError: If another rank has failed otherwise, or does not answer.
+    """
+    ranks = team.ranks
+    # A wrong number to keep is said before any scoring.
+    kept = ranks.together(lambda: kept_count(_total(pool), keep))
+    require_same_weights(team, {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares})
+    try:
+        chosen, calls = _decided(team, pool, kept, shares, how, at_random)
+    except BaseException:
+        for module in team.model.modules() if team.sharded else ():
+            # A pass of fully_shard that was broken off has left whole parameters in the shards' places.
+            getattr(module, "reshard", _nothing)()
+        raise
+    require_same_masks(chosen.masks, ranks)
+    return chosen, calls
+
+
+def _nothing() -> None:
+    pass
+
+
+def _decided(
+    team: Team, pool: list[Prunable], kept: int, shares: Allocation, how: Scoring, at_random: bool
+) -> tuple[Allocated, dict[str, Call]]:
+    model, ranks = team.model, team.ranks
+    seed = _first_ranks_seed(ranks) if how.redraw and ranks.size > 1 else None
+    drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed, "progress": how.progress}
+    cut = Cut(ranks, ranks.exchanged(_global_rank())) if team.sharded else None
+    if how.memory == "stream":
+        stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
+        # Without shards every rank sees the same gradients, and comes to the same masks by itself.
+        return _global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls
+    graph, loss_fn = (Graph(), how.loss_fn) if shares.plain else watching(model, pool, how.loss_fn)
+    differentiate = _whole_backward(model, pool, ranks, cut) if cut else None
+    found = ranks.together(
+        lambda: gradients(
+            model, how.loader, pool, loss_fn=loss_fn, batches=how.batches, differentiate=differentiate, **drawing
+        )
+    )
+    if cut:
+        return _global_top(Shards(found.pairs, cut), pool, kept, ranks), found.calls
+    if ranks.size > 1:
+        found.pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
+    chance = ranks.exchanged(int(torch.randint(2**62, ())))[0] if at_random else None
+    return ranks.together(lambda: allocate(found.pairs, pool, kept, shares, graph, chance)), found.calls
+
+
+def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:
+    words = top_words(source, ranks, _total(pool), kept)
+    return Allocated(_masks(words, source, pool, ranks), {}, {})
+
+
+def _total(pool: Sequence[Prunable]) -> int:
+    return sum(entry.parameter.numel() for entry in pool)
+
+
+def _masks(words: Sequence[Tensor], source: Source, pool: Sequence[Prunable], ranks: Ranks) -> dict[str, Mask]:
+    return {
+        entry.fqn: assembled(ranks, part, size, entry.parameter.shape)
+        for entry, part, size in zip(pool, words, source.sizes, strict=True)
+    }
+
+
+def _global_rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
+
+
+def _first_ranks_seed(ranks: Ranks) -> int:
+    digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
+    return ranks.exchanged(int.from_bytes(digest[:7], "little"))[0]
+
+
+def _whole_backward(
+    model: nn.Module, pool: Sequence[Prunable], ranks: Ranks, cut: Cut
+) -> Callable[[Callable[[], Tensor]], list[Tensor | None]]:
+    """Gradients of a sharded model, which its own hooks put into ``.grad``, reduced."""
+
+    def differentiate(loss_of: Callable[[], Tensor]) -> list[Tensor | None]:
+        loss = agreed_loss(loss_of, pool, ranks, cut)
+        with ranks.collective():
+            return accumulated(loss, model, [entry.parameter for entry in pool])
+
+    return differentiate
+
+
+def require_same_weights(team: Team, settings: Mapping[str, object]) -> None:
+    """That all ranks were called alike, with the same weights; of sharded ones only names and shapes are compared.
+
+    Raises:
+        ValueError: On all ranks; it names the first parameter or setting that differs.
+    """
+    model, ranks, sharded = team.model, team.ranks, team.sharded
+    if ranks.size == 1:
+        return
+    for name, value in settings.items():
+        ranks.same(repr(value), f"all ranks must be called with the same {name}")
+    listed = ranks.together(lambda: [(name, _digest(p, sharded)) for name, p in model.named_parameters()])
+    for rank, other in enumerate(found := ranks.exchanged(listed)):
+        differing = [mine[0] for mine, first in zip(other, found[0], strict=False) if mine != first]
+        if differing or len(other) != len(listed):
+            what = f"another {differing[0]!r}" if differing else f"{len(other)} parameters"
+            raise ValueError(
+                f"prune: all ranks must start from the same weights; seed them alike, or broadcast rank 0's (got {what}"
+                f" on rank {rank})"
+            )
+
+
+def _digest(tensor: Tensor, sharded: bool) -> str:
+    described = f"{tensor.dtype} {list(tensor.shape)}"
+    if sharded:
+        return described
+    digest = hashlib.sha256(described.encode())
+    for chunk in flat_chunks(tensor.detach()):
+        digest.update(chunk.contiguous().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def require_same_masks(masks: Mapping[str, Mask], ranks: Ranks) -> None:
+    """That all ranks came to the same masks.
+
+    Raises:
+        ValueError: On all ranks.
+    """
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(f"{name} {tuple(mask.shape)}".encode())
+        digest.update(mask.words.numpy().data)
+    ranks.same(digest.hexdigest(), "all ranks must come to the same masks")

@@ -1,0 +1,154 @@
+"""Sharded parameters (DTensors of FSDP2 or tensor parallelism) as the part of each that this rank looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from snipkern.masks import WORD_BITS, Mask
+from snipkern.sources import Ranks
+
+__all__ = ["Cut", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
+
+T = TypeVar("T")
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether this is a DTensor, without importing torch.distributed to ask."""
+    return hasattr(tensor, "device_mesh")
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every rank; a collective for a DTensor."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, sharing its memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """A whole tensor that every rank has, cut up as the pattern is; nothing is sent."""
+    if not is_sharded(pattern):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    at: Any = pattern
+    return distribute_tensor(tensor, at.device_mesh, at.placements, src_data_rank=None)
+
+
+class Cut:
+    """How selection cuts parameters up between ranks: each rank has one range of a parameter's flat elements.
+
+    Those of ``fully_shard`` on all ranks, cut along their first dimension, are looked at where they are. Others are
+    brought together one at a time, on every rank, of which each looks at an equal share.
+    """
+
+    def __init__(self, ranks: Ranks, group_ranks: list[int]) -> None:
+        self.ranks, self.group_ranks = ranks, group_ranks
+
+    def in_place(self, tensor: Tensor) -> bool:
+        """Whether this rank's shard is its range."""
+        if not is_sharded(tensor):
+            return False
+        at: Any = tensor
+        mesh, placements = at.device_mesh, at.placements
+        if mesh.ndim != 1 or mesh.mesh.tolist() != self.group_ranks:
+            return False
+        return type(placements[0]).__name__ == "Shard" and placements[0].dim == 0
+
+    def bounds(self, numel: int) -> tuple[int, int]:
+        share = -(-numel // self.ranks.size)
+        first = min(numel, share * self.ranks.rank)
+        return first, min(numel, first + share)
+
+    def size(self, parameter: Tensor) -> int:
+        """Elements that this rank looks at."""
+        if self.in_place(parameter):
+            return local(parameter).numel()
+        first, last = self.bounds(parameter.numel())
+        return last - first
+
+    def part(self, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's elements of both, after collectives where they aren't here."""
+        if self.in_place(weight) and self.in_place(gradient):
+            return local(weight), local(gradient)
+        first, last = self.bounds(weight.numel())
+        # Only a mesh of all ranks has seen all batches.
+        averaged = is_sharded(gradient) and gradient.device_mesh.size() == self.ranks.size  # pyright: ignore[reportAttributeAccessIssue]
+        with self.ranks.collective():
+            weight, gradient = full(weight), full(gradient)
+            gradient = gradient if averaged else self.ranks.averaged(gradient)
+        return weight.reshape(-1)[first:last], gradient.reshape(-1)[first:last]
+
+
+class Looks(Generic[T]):
+    """The results of one walk. After an error no more is looked at, but the walk goes on: other ranks need it to."""
+
+    def __init__(self, look: Callable[[int, Tensor, Tensor], T]) -> None:
+        self.look = look
+        self.found: dict[int, T] = {}
+        self.error: Exception | None = None
+
+    def __call__(self, i: int, weight: Tensor, gradient: Tensor) -> None:
+        if self.error is None:
+            try:
+                self.found[i] = self.look(i, weight, gradient)
+            except Exception as error:
+                self.error = error
+
+    def results(self) -> list[T]:
+        """In order of parameters.
+
+        Raises:
+            Exception: The first one of the looks.
+        """
+        if self.error is not None:
+            raise self.error
+        return [self.found[i] for i in range(len(self.found))]
+
+
+class Shards:
+    """Weights and gradients of which each rank has a part, as a source."""
+
+    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], cut: Cut) -> None:
+        self.pairs, self.cut = pairs, cut
+        self.names = list(pairs)
+        self.sizes = [cut.size(weight) for weight, _ in pairs.values()]
+
+    def walk(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
+        looks = Looks(look)
+        for i, name in enumerate(self.names):
+            looks(i, *self.cut.part(*self.pairs[name]))
+        return looks.results()
+
+
+def assembled(ranks: Ranks, words: Tensor, numel: int, shape: torch.Size) -> Mask:
+    """The mask of a parameter from the words of every rank's range, on all ranks."""
+    parts: list[tuple[NDArray[np.uint64], int]] = ranks.exchanged((words.cpu().numpy().view(np.uint64), numel))
+    if len(parts) == 1:
+        return Mask(words.cpu(), shape)
+    # One word more than needed, for the upper part of a last one that has none.
+    whole = np.zeros(-(-shape.numel() // WORD_BITS) + 1, dtype=np.uint64)
+    start = 0
+    for bits, count in parts:
+        word, lead = divmod(start, WORD_BITS)
+        whole[word : word + bits.size] |= bits << np.uint64(lead)
+        if lead and bits.size:
+            whole[word + 1 : word + 1 + bits.size] |= bits >> np.uint64(WORD_BITS - lead)
+        start += count
+    return Mask(torch.from_numpy(whole[:-1].view(np.int64)), shape)
+
+
+def sharded(model: nn.Module) -> str | None:
+    """What of a model is sharded, in words; None for a plain one."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            return f"a sharded model ({name!r} is a DTensor)"
+    return None
