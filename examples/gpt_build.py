@@ -69,10 +69,10 @@ def _sharded(plan: Plan, windows: Windows, parallel: Parallel, saved: Checkpoint
     if plan.keep is None:
         return dense
     batches = windows.scoring(plan.score_batches, parallel.rank, parallel.world)
-    masks = sk.plan(dense, batches, **_how(plan)).masks
+    planned = sk.plan(dense, batches, **_how(plan))
     # Modules can't change class once they are sharded, so the sparse model is a new one.
     sparse = on_meta(plan.size, plan.context)
-    sk.sparsify_(sparse, masks, engine=plan.engine)
+    sk.sparsify_(sparse, planned.masks, layouts=planned.layouts, engine=plan.engine)
     _materialise_(sparse, parallel)
     sk.distributed.copy_kept_(sparse, dense)
     return sparse

@@ -70,7 +70,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument(
         "--memory", choices=("plain", "stream"), default="plain", help="stream: score with one gradient alive at a time"
     )
-    model.add_argument("--engine", choices=("auto", "csr", "masked"), help="of pruned layers (default: auto)")
+    model.add_argument(
+        "--engine",
+        choices=("auto", "csr", "masked"),
+        help="of pruned layers (default: auto; under --fsdp csr, or bsr with --block)",
+    )
     which = model.add_mutually_exclusive_group()
     which.add_argument("--dense", action="store_true", help="train without pruning")
     which.add_argument(
@@ -123,9 +127,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one"
     )
     args = parser.parse_args(argv)
-    if args.fsdp and args.block:
-        parser.error("--block is not there for --fsdp yet")
-    if args.fsdp and args.engine not in (None, "csr"):
+    if args.fsdp and args.engine == "masked":
         parser.error(f"--fsdp needs sparse layers: --engine csr (got {args.engine})")
     if args.block and args.engine not in (None, "auto"):
         parser.error(f"--block chooses engines itself: --engine auto (got {args.engine})")
@@ -135,7 +137,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--block needs --memory plain (got stream)")
     args.score_batches = args.score_batches or (1 if args.memory == "stream" else 4)
     size = SIZES[args.model]
-    args.engine = args.engine or ("csr" if args.fsdp else "auto")
+    # Under FSDP every rank computes with sparse layers, whatever they gain: masked ones would hold dense shards.
+    args.engine = "csr" if args.fsdp else args.engine or "auto"
     args.context = args.context or size.context
     args.batch = args.batch or size.batch
     args.warm_up = args.steps // 20 if args.warm_up is None else args.warm_up

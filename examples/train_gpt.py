@@ -100,7 +100,8 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     found = [dense, sparse] if args.compare else []
     if args.block is not None:
         height, width = args.block
-        found.append(replace(sparse, name=f"sparse {height}x{width}", block=(height, width)))
+        engine = "bsr" if args.fsdp else "auto"
+        found.append(replace(sparse, name=f"sparse {height}x{width}", block=(height, width), engine=engine))
     return found or [sparse]
 
 
@@ -190,7 +191,7 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
     peak = gpt_report.peak_bytes()
     if not parallel.first:
         return
-    title = f"GPT {args.model}, {args.steps} steps, {args.keep:.1%} kept"
+    title = f"GPT {args.model}, {args.steps} steps, " + ("dense" if args.dense else f"{args.keep:.3g} kept")
     console.print(gpt_report.comparison(results, title))
     if timed:
         console.print(gpt_report.speeds(results))

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from snipkern.engine import ENGINES
 from snipkern.layout import Layout, one_layout, require_block
 from snipkern.masks import Mask
 
 MEMORY = ("plain", "stream")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_arguments_of(pattern: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Decorates a function that hands all its arguments on to another: it has that one's signature then, for people
+    and for type checkers.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        own = inspect.signature(function).return_annotation
+        vars(function)["__signature__"] = inspect.signature(pattern).replace(return_annotation=own)
+        return function
+
+    return decorate
+
+
+def bound(pattern: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name, with defaults.
+
+    Raises:
+        TypeError: For arguments that the function doesn't take.
+    """
+    try:
+        found = inspect.signature(pattern).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"prune: {error}") from None
+    found.apply_defaults()
+    return found.arguments
 
 
 def keep_of(keep: float | None, sparsity: float | None) -> float:
@@ -60,9 +92,7 @@ def memory_of(memory: str, batches: int, global_only: str | None) -> None:
         raise ValueError(f"prune: memory='stream' goes with the plain global selection alone (got {global_only})")
 
 
-def sharded_of(paper: bool, global_only: str | None) -> None:
+def sharded_of(paper: bool) -> None:
     """Checks what can't be done with a sharded model."""
-    if global_only:
-        raise ValueError(f"prune: a sharded model goes with the plain global selection alone (got {global_only})")
     if paper:
         raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")

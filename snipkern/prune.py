@@ -93,7 +93,7 @@ def plan(
     options.memory_of(memory, batches, other)
     team = team_of(model, process_group)
     if team.sharded:
-        options.sharded_of(paper, other)
+        options.sharded_of(paper)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
     how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
@@ -115,30 +115,8 @@ def plan(
     )
 
 
-def prune_(
-    model: nn.Module,
-    loader: Iterable[Any],
-    keep: float | None = None,
-    *,
-    sparsity: float | None = None,
-    criterion: str = "snip",
-    loss_fn: LossFn | None = None,
-    batches: int = 1,
-    filter_fn: FilterFn | None = None,
-    preset: str | None = None,
-    engine: str = "auto",
-    scope: str = "global",
-    block: tuple[int, int] | None = None,
-    balance: bool | None = None,
-    order: Literal["auto"] | bool = "auto",
-    mix: float = 0.0,
-    min_keep: int | float | None = None,
-    cascade: bool | None = None,
-    memory: str = "plain",
-    process_group: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    progress: bool = False,
-) -> Pruned:
+@options.with_arguments_of(plan)
+def prune_(*args: Any, **kwargs: Any) -> Pruned:
     """Prunes a model before training, in place: scores every connection, keeps the global top, converts its layers.
 
     Afterwards ``model.parameters()`` yields, for each layer with a sparse kernel, its kept weights alone
@@ -197,30 +175,10 @@ def prune_(
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019.
     """
-    team_of(model, process_group).require_convertible(engine)
-    return plan(
-        model,
-        loader,
-        keep,
-        sparsity=sparsity,
-        criterion=criterion,
-        loss_fn=loss_fn,
-        batches=batches,
-        filter_fn=filter_fn,
-        preset=preset,
-        engine=engine,
-        scope=scope,
-        block=block,
-        balance=balance,
-        order=order,
-        mix=mix,
-        min_keep=min_keep,
-        cascade=cascade,
-        memory=memory,
-        process_group=process_group,
-        optimizer=optimizer,
-        progress=progress,
-    ).apply_()
+    given = options.bound(plan, args, kwargs)
+    # Said before any scoring.
+    team_of(given["model"], given["process_group"]).require_convertible(given["engine"])
+    return plan(*args, **kwargs).apply_()
 
 
 def sparsify_(

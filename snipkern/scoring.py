@@ -18,7 +18,7 @@ from snipkern.ops.reference_saliency import flat_chunks
 from snipkern.pool import Prunable
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count
-from snipkern.shards import Cut, Shards, assembled
+from snipkern.shards import Cut, Gathered, Shards, assembled
 from snipkern.sources import Alone, Ranks, Source
 from snipkern.stream import Stream, agreed_loss
 from snipkern.topk import top_words
@@ -47,7 +47,7 @@ def decided(
     Args:
         team: Ranks that score together, each on batches of its own; all have the same weights, or shards of them.
         keep: Fraction or number.
-        shares: How kept weights are shared out; the plain global selection for shards and streamed gradients.
+        shares: How kept weights are shared out; the plain global selection for streamed gradients.
         at_random: Choose by chance within layers.
 
     Raises:
@@ -91,12 +91,15 @@ def _decided(
             model, how.loader, pool, loss_fn=loss_fn, batches=how.batches, differentiate=differentiate, **drawing
         )
     )
-    if cut:
+    if cut and shares.plain and not at_random:
         return _global_top(Shards(found.pairs, cut), pool, kept, ranks), found.calls
-    if ranks.size > 1:
-        found.pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in found.pairs.items()}
     chance = ranks.exchanged(int(torch.randint(2**62, ())))[0] if at_random else None
-    return ranks.together(lambda: allocate(found.pairs, pool, kept, shares, graph, chance)), found.calls
+    pairs: Mapping[str, tuple[Tensor, Tensor]] = found.pairs
+    if cut:
+        pairs = Gathered(pairs, cut)
+    elif ranks.size > 1:
+        pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in pairs.items()}
+    return ranks.together(lambda: allocate(pairs, pool, kept, shares, graph, chance)), found.calls
 
 
 def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:

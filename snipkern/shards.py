@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from snipkern.masks import WORD_BITS, Mask
 from snipkern.sources import Ranks
 
-__all__ = ["Cut", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
+__all__ = ["Cut", "Gathered", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
 
 T = TypeVar("T")
 
@@ -80,12 +80,17 @@ class Cut:
         if self.in_place(weight) and self.in_place(gradient):
             return local(weight), local(gradient)
         first, last = self.bounds(weight.numel())
+        weight, gradient = self.whole(weight, gradient)
+        return weight.reshape(-1)[first:last], gradient.reshape(-1)[first:last]
+
+    def whole(self, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """All of both, on every rank; a collective."""
         # Only a mesh of all ranks has seen all batches.
         averaged = is_sharded(gradient) and gradient.device_mesh.size() == self.ranks.size  # pyright: ignore[reportAttributeAccessIssue]
         with self.ranks.collective():
             weight, gradient = full(weight), full(gradient)
-            gradient = gradient if averaged else self.ranks.averaged(gradient)
-        return weight.reshape(-1)[first:last], gradient.reshape(-1)[first:last]
+            # A copy: the next walk must see the same numbers.
+            return weight, gradient if averaged else self.ranks.averaged(gradient.clone())
 
 
 class Looks(Generic[T]):
@@ -129,6 +134,29 @@ class Shards:
         return looks.results()
 
 
+class Gathered(Mapping[str, tuple[Tensor, Tensor]]):
+    """Weights and gradients of which each rank has a part, whole at each look-up, gathered anew.
+
+    All ranks look up the same names in the same order. One that fails in between makes the others raise.
+
+    Cost: memory for the parameters that are looked at, and a transfer of the whole parameter for each look-up.
+    """
+
+    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], cut: Cut) -> None:
+        self.pairs, self.cut = pairs, cut
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        weight, gradient = self.pairs[name]
+        self.cut.ranks.same(name, "all ranks must look at the same parameters")
+        return self.cut.whole(weight, gradient)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
 def assembled(ranks: Ranks, words: Tensor, numel: int, shape: torch.Size) -> Mask:
     """The mask of a parameter from the words of every rank's range, on all ranks."""
     parts: list[tuple[NDArray[np.uint64], int]] = ranks.exchanged((words.cpu().numpy().view(np.uint64), numel))
@@ -144,11 +172,3 @@ def assembled(ranks: Ranks, words: Tensor, numel: int, shape: torch.Size) -> Mas
             whole[word + 1 : word + 1 + bits.size] |= bits >> np.uint64(WORD_BITS - lead)
         start += count
     return Mask(torch.from_numpy(whole[:-1].view(np.int64)), shape)
-
-
-def sharded(model: nn.Module) -> str | None:
-    """What of a model is sharded, in words; None for a plain one."""
-    for name, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            return f"a sharded model ({name!r} is a DTensor)"
-    return None

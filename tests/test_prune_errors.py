@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,3 +193,14 @@ def test_wrapped_parts_and_sharded_models_are_refused(tmp_path, vectors):
             sk.score(sharded, vectors)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_plan_and_prune_take_the_same_arguments(mlp):
+    for name, parameter in inspect.signature(sk.plan).parameters.items():
+        assert inspect.signature(sk.prune_).parameters[name] == parameter
+    assert inspect.signature(sk.prune_).return_annotation == "Pruned"
+    for call in (sk.plan, sk.prune_):
+        with pytest.raises(TypeError, match=r"missing .*required .*argument.*loader"):
+            call(mlp, keep=0.5)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'spasrity'"):
+            call(mlp, GOOD, spasrity=0.5)

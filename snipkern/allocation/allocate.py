@@ -54,7 +54,8 @@ def allocate(
     """Masks for a pool of parameters.
 
     Args:
-        pairs: Weight and gradient of each, as for :func:`snipkern.select.select`.
+        pairs: Weight and gradient of each, as for :func:`snipkern.select.select`. A lazy mapping is asked for one
+            parameter at a time, in an order that follows from scores and options alone.
         keep: Fraction or number to keep.
         options: How the kept weights are shared out.
         graph: What feeds each layer.
@@ -92,10 +93,10 @@ class _Allocator:
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))
-        shapes = {name: weight.shape for name, (weight, _) in pairs.items()}
+        shapes = {entry.fqn: entry.parameter.shape for entry in pool}
         kept = kept_count(sum(shape.numel() for shape in shapes.values()), keep)
         self.least = floors(shapes, kept, options.min_keep)
-        self.counts, self.selected = budgets(pairs, kept, options.scope, options.min_keep, self.order)
+        self.counts, self.selected = budgets(pairs, shapes, kept, options.scope, options.min_keep, self.order)
         block = options.block
         self.blocked = {name for name, shape in shapes.items() if block is not None and has_blocks(shape, block)}
         if options.scope == "global" and self._too_few(shapes):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
@@ -17,12 +18,18 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def budgets(
-    pairs: Pairs, kept: int, scope: str, min_keep: int | float | None, order: Sequence[str]
+    pairs: Pairs,
+    shapes: Mapping[str, torch.Size],
+    kept: int,
+    scope: str,
+    min_keep: int | float | None,
+    order: Sequence[str],
 ) -> tuple[dict[str, int], dict[str, Mask]]:
     """The number of weights that each parameter may keep; ``kept`` in all.
 
     Args:
-        pairs: Weight and gradient of each parameter.
+        pairs: Weight and gradient of each parameter, looked up when they are needed.
+        shapes: Of each parameter.
         scope, min_keep: As in :class:`snipkern.allocation.options.Allocation`.
         order: The names in forward order.
 
@@ -35,10 +42,9 @@ def budgets(
 
     Cost: one selection, that of ``"global"`` a few with floors.
     """
-    shapes = {name: weight.shape for name, (weight, _) in pairs.items()}
     least = floors(shapes, kept, min_keep)
     if scope == "global":
-        masks = _global(pairs, kept, least)
+        masks = _global(pairs, shapes, kept, least)
         return {name: mask.count() for name, mask in masks.items()}, masks
     select(pairs, kept)  # says what is not finite
     if scope == "erk":
@@ -82,7 +88,24 @@ def floors(shapes: Mapping[str, torch.Size], kept: int, min_keep: int | float | 
     return least
 
 
-def _global(pairs: Pairs, kept: int, least: Mapping[str, int]) -> dict[str, Mask]:
+class _Without(Pairs):
+    """A mapping without some of its names; what is looked up is looked up in the whole."""
+
+    def __init__(self, pairs: Pairs, without: AbstractSet[str]) -> None:
+        self.pairs = pairs
+        self.names = [name for name in pairs if name not in without]
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.pairs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _global(pairs: Pairs, shapes: Mapping[str, torch.Size], kept: int, least: Mapping[str, int]) -> dict[str, Mask]:
     """The largest scores of all, but of each parameter at least so many: the best such choice.
 
     A parameter that falls short of its floor keeps just that, and would still fall short if the others had less to
@@ -95,11 +118,12 @@ def _global(pairs: Pairs, kept: int, least: Mapping[str, int]) -> dict[str, Mask
         if not found:
             break
         short |= found
-        rest = {name: pair for name, pair in pairs.items() if name not in short}
+        rest = _Without(pairs, short)
         left = kept - sum(least[name] for name in short)
-        masks.update(select(rest, left) if left else {name: nothing(pair[0].shape) for name, pair in rest.items()})
-    for name in short:
-        masks[name] = select({name: pairs[name]}, least[name])[name]
+        masks.update(select(rest, left) if left else {name: nothing(shapes[name]) for name in rest})
+    for name in pairs:  # in one order on all ranks
+        if name in short:
+            masks[name] = select({name: pairs[name]}, least[name])[name]
     return masks
 
 

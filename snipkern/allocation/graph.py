@@ -29,6 +29,7 @@ from snipkern.allocation.channels import (
 )
 from snipkern.pool import Prunable
 from snipkern.score import LossFn, default_loss
+from snipkern.shards import is_sharded
 
 __all__ = ["Graph", "Watch", "watching"]
 
@@ -46,6 +47,12 @@ class Graph:
     inputs: dict[str, list[Channels]] = field(default_factory=dict[str, list[Channels]])
     groups: dict[str, int] = field(default_factory=dict[str, int])
     used: list[Channels] = field(default_factory=list[Channels])
+
+    def forget_channels(self) -> None:
+        """Leaves nothing but the order of layers."""
+        for calls in self.inputs.values():
+            calls.clear()
+        self.used.clear()
 
     def order(self, names: Sequence[str]) -> list[str]:
         """The names in forward order; those that were not seen come last."""
@@ -90,13 +97,21 @@ class Watch(TorchFunctionMode):
     """Notes the graph of what runs inside it.
 
     Args:
-        weights: Pooled parameters and their names.
+        pool: What is pooled.
+
+    Attributes:
+        graph: What was seen.
+        scattered: Whether a layer computed with a part of its weight on each rank (tensor parallelism): tensors change
+            hands there in ways that nobody sees, and the graph says nothing.
     """
 
-    def __init__(self, weights: Mapping[nn.Parameter, str]) -> None:
+    def __init__(self, pool: Sequence[Prunable]) -> None:
         super().__init__()
         self.graph = Graph()
-        self._names = {id(parameter): name for parameter, name in weights.items()}
+        self.scattered = False
+        self._pool = pool
+        self._names = {id(entry.parameter): entry.fqn for entry in pool}
+        self._sharded = any(is_sharded(entry.parameter) for entry in pool)
         self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def __torch_function__(
@@ -123,8 +138,10 @@ class Watch(TorchFunctionMode):
         known = [origin.channels for _, origin, _ in given if origin is not None]
         if name in LAYERS:
             call: dict[str, Any] = {**dict(zip(CALL, args, strict=False)), **kwargs}
-            if id(call["weight"]) in self._names:
-                return self._layer(self._names[id(call["weight"])], name, call)
+            self.scattered |= is_sharded(call["weight"])
+            pooled = self._name(call["weight"])
+            if pooled is not None:
+                return self._layer(pooled, name, call)
         if not known:
             return None
         if name in LAYERS or name in LOOKUPS:  # not pooled: dense
@@ -134,6 +151,15 @@ class Watch(TorchFunctionMode):
         if isinstance(origin.channels, (Unknown, Outside)):
             self.graph.used += known  # by whom can't be told any more
         return origin
+
+    def _name(self, weight: Tensor) -> str | None:
+        """Of a weight that a layer computes with; None for one that is not pooled."""
+        if id(weight) in self._names:
+            return self._names[id(weight)]
+        if not self._sharded:
+            return None
+        # fully_shard puts whole parameters in the shards' places while a module computes.
+        return next((entry.fqn for entry in self._pool if entry.module._parameters[entry.name] is weight), None)
 
     def _layer(self, pooled: str, name: str, call: Mapping[str, Any]) -> Origin:
         x, weight = call["input"], call["weight"]
@@ -244,10 +270,11 @@ def _reduced(origin: Origin, dims: int, args: Sequence[Any], kwargs: Mapping[str
 def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None) -> tuple[Graph, LossFn]:
     """The same loss function, but watched in its first call, and the graph that it will have found then.
 
-    Compiled models are not watched: nothing is traced in them.
+    Compiled models are not watched: nothing is traced in them. Of tensor parallel ones only the order of layers
+    is seen.
     """
     loss = loss_fn or default_loss
-    watch = Watch({entry.parameter: entry.fqn for entry in pool})
+    watch = Watch(pool)
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         return watch.graph, loss
 
@@ -255,6 +282,9 @@ def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None)
         if watch.graph.inputs:
             return loss(model, batch)
         with watch:
-            return loss(model, batch)
+            found = loss(model, batch)
+        if watch.scattered:
+            watch.graph.forget_channels()
+        return found
 
     return watch.graph, watched

@@ -8,7 +8,7 @@ import torch
 import snipkern as sk
 from snipkern.allocation.budget import budgets, erk
 
-SHAPES = {"a": (40, 30), "b": (20, 40, 3, 3), "c": (5, 20), "d": (5,)}
+SHAPES = {name: torch.Size(s) for name, s in {"a": (40, 30), "b": (20, 40, 3, 3), "c": (5, 20), "d": (5,)}.items()}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def pairs(generator):
 @pytest.mark.parametrize("min_keep", [None, 7, 0.1])
 @pytest.mark.parametrize("kept", [1500, 4000, 8505])
 def test_totals_are_exact_and_between_floor_and_size(scope, min_keep, kept, pairs):
-    counts, masks = budgets(pairs, kept, scope, min_keep, ["c", "a", "b", "d"])
+    counts, masks = budgets(pairs, SHAPES, kept, scope, min_keep, ["c", "a", "b", "d"])
     assert sum(counts.values()) == kept and list(counts) == list(pairs)
     for name, (weight, _) in pairs.items():
         least = 0 if min_keep is None else min(min_keep, weight.numel()) if min_keep == 7 else 0.1 * weight.numel()
@@ -61,7 +61,7 @@ def test_floors_under_the_global_scope_are_the_best_choice(pairs, generator):
     pairs["d"] = (pairs["d"][0] * 1e-6, pairs["d"][1])
     pairs["a"] = (pairs["a"][0] * 0.3, pairs["a"][1])
     for kept, floor in ((900, 60), (900, 200), (620, 250)):
-        _, masks = budgets(pairs, kept, "global", floor, list(pairs))
+        _, masks = budgets(pairs, SHAPES, kept, "global", floor, list(pairs))
         floors = {name: min(floor, weight.numel()) for name, (weight, _) in pairs.items()}
         expected = best_with_floors(pairs, kept, floors)
         for name, mask in masks.items():

@@ -235,6 +235,51 @@ def fsdp_finds_the_masks_of_one_process():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def described(layouts):
+    orders = {name: (layout.row_order, layout.col_order) for name, layout in layouts.items()}
+    listed = {name: [None if o is None else o.tolist() for o in pair] for name, pair in orders.items()}
+    return {name: (layout.block, listed[name], layout.singles) for name, layout in layouts.items()}
+
+
+def same_plan(plan, expected):
+    assert plan.masks == expected.masks
+    assert described(plan.layouts) == described(expected.layouts)
+
+
+def fsdp_shares_out_like_one_process():
+    for options in (
+        {"block": (4, 2)},
+        {"block": (4, 4), "order": True, "mix": 0.25, "min_keep": 9},
+        {"scope": "erk", "balance": True},
+        {"scope": "uniform", "min_keep": 0.05, "cascade": True},
+        {"min_keep": 60},
+        {"criterion": "random", "block": (2, 2)},
+    ):
+        torch.manual_seed(1)
+        one = build()
+        torch.manual_seed(2)
+        expected = sk.plan(one, [batch()], 0.3, process_group=False, **options)
+        model = shard(build())
+        torch.manual_seed(2)
+        plan = sk.plan(model, [batch()], 0.3, **options)
+        same_plan(plan, expected)
+        assert [layer.flow for layer in plan.layers] == [layer.flow for layer in expected.layers], options
+        untouched(model, lambda model=model, options=options: sk.plan(model, [batch()], 0.3, **options))
+
+
+def tensor_parallel_shares_out_like_one_process():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    options = {"block": (4, 2), "cascade": False}
+    model = build()
+    for block in model.blocks:
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    expected = sk.plan(build(), [batch()], 0.3, process_group=False, **options)
+    same_plan(sk.plan(model, [batch()], 0.3, **options), expected)
+    # What feeds whom is not seen through its transfers, and must not be guessed.
+    found = sk.plan(model, [batch()], 0.3, block=(4, 2))
+    assert not any(layer.flow.traced for layer in found.layers)
+
+
 def fsdp_masked_in_place_trains_like_one_process():
     model = shard(build())
     masks = sk.prune_(model, [batch()], KEEP, engine="masked").masks
@@ -282,11 +327,6 @@ def fsdp_refuses_what_it_cannot_convert():
         raises(ValueError, text, lambda: sk.prune_(model, [batch()], KEEP))
         raises(ValueError, text, lambda: sk.plan(model, [batch()], KEEP).apply_())
         raises(ValueError, text, lambda: sk.sparsify_(model, alone()))
-        raises(
-            ValueError,
-            "a sharded model goes with the plain global selection alone (got block",
-            lambda: sk.plan(model, [batch()], KEEP, block=(2, 2)),
-        )
         raises(ValueError, "preset must be None for a sharded", lambda: sk.plan(model, [batch()], KEEP, preset="paper"))
         raises(ValueError, "must be pruned before it is wrapped or sharded", lambda: sk.score(model, [batch()]))
         raises(ValueError, "process_group must not", lambda: sk.plan(model, [batch()], KEEP, process_group=False))
@@ -466,6 +506,8 @@ FOR_TWO = (
     engines_are_rank_zeros,
     ddp_after_pruning_trains_like_one_process,
     ddp_moves_its_optimizer_and_keeps_its_hooks,
+    fsdp_shares_out_like_one_process,
+    tensor_parallel_shares_out_like_one_process,
     fsdp_masked_in_place_trains_like_one_process,
     fsdp_after_pruning_trains_like_one_process,
     fsdp_refuses_what_it_cannot_convert,

@@ -101,7 +101,6 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
         (["--dense", "--compare"], "not allowed with argument"),
         (["--block", "4", "4", "--engine", "csr"], "--block chooses engines itself: --engine auto (got csr)"),
         (["--fsdp", "--engine", "masked"], "--fsdp needs sparse layers: --engine csr (got masked)"),
-        (["--fsdp", "--block", "4", "4"], "--block is not there for --fsdp yet"),
         (["--memory", "stream", "--block", "4", "4"], "--block needs --memory plain (got stream)"),
         (["--memory", "stream", "--score-batches", "2"], "--memory stream scores one batch: --score-batches 1 (got 2)"),
     ],
@@ -189,6 +188,21 @@ def test_shards_train_as_one_process_does_and_resume(tmp_path):
     assert again["sparse"]["validation"] == learner["validation"]
     other, _ = torchrun(1, tmp_path / "3", "--fsdp", "--memory", "stream", "--resume")
     assert other["sparse"]["losses"] == pytest.approx(learner["losses"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_blocks_train_as_one_process_does_and_resume(tmp_path):
+    more = ["--block", 4, 2, "--compare"]
+    alone = train(tmp_path / "1", *more, "--engine", "auto", "--keep", 0.2, "--steps", 4)["learners"]
+    found, printed = torchrun(2, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--save-every", 2)
+    assert "engines bsr" in printed and "masked" not in printed
+    assert list(found) == ["dense", "sparse", "sparse 4x2"]
+    for name, learner in found.items():
+        assert learner["weights"] == alone[name]["weights"]
+        assert learner["losses"] == pytest.approx(alone[name]["losses"], rel=1e-3)
+    shutil.rmtree(tmp_path / "2" / "checkpoints" / "step-00000004")
+    again, _ = torchrun(1, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--resume")
+    assert again["sparse 4x2"]["losses"] == pytest.approx(found["sparse 4x2"]["losses"], rel=1e-3)
 
 
 def test_streamed_gradients_choose_the_same_weights(tmp_path):
