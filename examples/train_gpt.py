@@ -115,7 +115,7 @@ def train(run: Run, learners: list[Learner], start: int) -> list[Learner]:
     """Trains the learners in turns from a step on; returns those that were only timed beside them for some steps."""
     args, parallel, console = run.args, run.parallel, run.console
     timed: list[Learner] = []
-    if args.compare and not args.bf16 and parallel.world == 1 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if args.compare and not args.bf16 and not parallel.started and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         timed = [in_bf16(learner) for learner in learners]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     silent = not console.is_terminal or not parallel.first
