@@ -27,8 +27,8 @@ def positive_int(text: str) -> int:
 
 def count(text: str) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0 (got {text})")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 2**63 (got {text})")
     return value
 
 

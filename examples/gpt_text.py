@@ -64,7 +64,9 @@ def load(patterns: Sequence[str] | None = None) -> Text:
         held_out = SEPARATOR.join(contents[first::HELD_OUT])
         train = SEPARATOR.join(part for i, part in enumerate(contents) if i % HELD_OUT != first)
     digest = hashlib.sha256(train + SEPARATOR + held_out).hexdigest()[:16]
-    return Text(f"{name}, {len(files):,} files", _tensor(train), _tensor(held_out), digest)
+    return Text(
+        f"{name}, {len(files):,} {'file' if len(files) == 1 else 'files'}", _tensor(train), _tensor(held_out), digest
+    )
 
 
 def _library() -> list[Path]:

@@ -184,6 +184,7 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
     )
     console.print(f"{text.name}: {len(text.train):,} bytes, {len(text.held_out):,} more held out", soft_wrap=True)
     saved = resumed(run)
+    args.out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
     learners = [run.learner(plan, saved) for plan in plans(args)]
     began = time.perf_counter()
     timed = train(run, learners, 0 if saved is None else saved.step)
@@ -201,7 +202,6 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
 
 def write(folder: Path, results: dict[str, Any], console: Console, **about: Any) -> None:
     """Writes report.json, and losses.png where matplotlib is."""
-    folder.mkdir(parents=True, exist_ok=True)
     report = {**about, "threads": torch.get_num_threads(), "torch": torch.__version__, "learners": results}
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console.print(f"wrote {folder / 'report.json'}", soft_wrap=True)
@@ -226,7 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train_gpt.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train_gpt.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        further = "--resume goes on from the last checkpoint" if args.save_every else "nothing was saved: --save-every"
+        print(f"train_gpt.py: interrupted; {further}", file=sys.stderr)
         return 130
     finally:
         if parallel is not None:

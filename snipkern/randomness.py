@@ -26,8 +26,9 @@ class RandomStates:
 
 def random_states(loader: object = None) -> RandomStates:
     """All of them as they are now."""
-    sampler = getattr(loader, "sampler", None)
-    found = {g for g in (getattr(loader, "generator", None), getattr(sampler, "generator", None)) if g is not None}
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = {getattr(owner, "generator", None) for owner in owners}
     generators = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return RandomStates(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, generators)

@@ -198,7 +198,11 @@ def checked_loss(loss: Any, pool: Sequence[Prunable]) -> Tensor:
 def preserved(model: nn.Module, loader: object) -> Generator[None]:
     """Puts back training modes, buffers, gradients and every random state that scoring could move."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     states = random_states(loader)
     try:
@@ -207,8 +211,9 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # a forward pass may have put another one in its place
+                if buffer is not None and before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
         for parameter, grad in grads:
             parameter.grad = grad

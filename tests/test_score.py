@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from nets import make_cnn, make_mlp
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import snipkern as sk
 from snipkern.score import variance_scaling
@@ -67,6 +67,25 @@ def test_buffers_changed_by_a_loss_are_put_back(images):
     assert model[1].running_mean.data_ptr() == pointer
 
 
+@pytest.mark.parametrize("memory", ["plain", "stream"])
+def test_buffers_replaced_by_a_forward_pass_are_put_back(memory):
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(20, 5)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("seen", None)
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            self.seen = x.mean(0)
+            return super().forward(x)
+
+    model = Counting()
+    calls = model.calls
+    sk.plan(model, [(torch.randn(4, 20), torch.randint(5, (4,)))], keep=0.5, memory=memory)
+    assert model.calls is calls and calls == 0 and model.seen is None
+
+
 def test_gradients_are_left_as_they_were(mlp, vectors):
     F.cross_entropy(mlp(vectors[1][0]), vectors[1][1]).backward()
     before = [(p.grad, p.grad.clone()) for p in mlp.parameters()]
@@ -99,6 +118,15 @@ def test_random_states_and_the_loader_are_as_before(shuffle, own_generator, mlp)
     assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     assert all(torch.equal(a, b) for a, (b, _) in zip(first, loader, strict=True))
+
+
+def test_the_generator_of_a_batch_sampler_is_as_before(mlp):
+    data = TensorDataset(torch.randn(64, 20), torch.randint(0, 5, (64,)))
+    generator = torch.Generator().manual_seed(3)
+    batches = BatchSampler(RandomSampler(data, generator=generator), 16, drop_last=False)
+    before = generator.get_state()
+    sk.score(mlp, DataLoader(data, batch_sampler=batches))
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_scoring_under_no_grad_works(mlp, vectors):

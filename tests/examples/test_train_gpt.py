@@ -95,7 +95,8 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
         (["--steps", "0"], "must be at least 1 (got 0)"),
         (["--lr", "nan"], "must be above 0 (got nan)"),
         (["--weight-decay", "-1"], "must be at least 0 (got -1)"),
-        (["--seed", "-1"], "must be at least 0 (got -1)"),
+        (["--seed", "-1"], "must be at least 0 and below 2**63 (got -1)"),
+        (["--seed", str(2**63)], "must be at least 0 and below 2**63 (got 9223372036854775808)"),
         (["--block", "4"], "expected 2 arguments"),
         (["--model", "8b"], "invalid choice"),
         (["--dense", "--compare"], "not allowed with argument"),
@@ -128,6 +129,25 @@ def test_errors_are_one_line(tmp_path, arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("train_gpt.py: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_an_unwritable_place_is_said_before_training(tmp_path, capsys):
+    place = tmp_path / "file"
+    place.touch()
+    assert train_gpt.main([*TINY, "--out", str(place), "--steps", "1"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("train_gpt.py: ") and str(place) in printed.err
+    assert "step 1/1" not in printed.out
+
+
+def test_an_interrupt_says_what_is_left(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_gpt, "train", interrupt)
+    for more, message in (([], "nothing was saved"), (["--save-every", "1"], "--resume goes on from")):
+        assert train_gpt.main([*TINY, "--out", str(tmp_path), *more]) == 130
+        assert message in capsys.readouterr().err
 
 
 def test_help_tells_the_sizes(capsys):
