@@ -43,7 +43,8 @@ class Parallel:
     def __str__(self) -> str:
         if self.world == 1 and not self.fsdp:
             return "one process"
-        return f"{self.world} processes, {'sharded (FSDP2)' if self.fsdp else 'replicated (DDP)'}"
+        count = "1 process" if self.world == 1 else f"{self.world} processes"
+        return f"{count}, {'sharded (FSDP2)' if self.fsdp else 'replicated (DDP)'}"
 
     @property
     def first(self) -> bool:
@@ -52,6 +53,9 @@ class Parallel:
 
     def shard_(self, model: nn.Module, blocks: nn.ModuleList) -> None:
         """Shards a model over the ranks: each block on its own, so that one at a time is gathered, then the rest."""
+        for parameter in model.parameters():
+            if not parameter.numel():  # of a layer that keeps nothing: fully_shard can't reduce empty gradients
+                parameter.requires_grad_(False)
         mesh = dist.device_mesh.init_device_mesh("cpu", (self.world,))
         for block in blocks:
             fully_shard(block, mesh=mesh)

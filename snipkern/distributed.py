@@ -13,6 +13,9 @@ train a sparse one that never was dense::
     fully_shard(model)
     model.to_empty(device=device)
     snipkern.distributed.copy_kept_(model, dense)
+
+The plan's ``layouts`` go to ``sparsify_`` as well where it has blocks. Where a layer keeps nothing at all, call
+``requires_grad_(False)`` on its empty ``weight_values`` before ``fully_shard``, which can't reduce empty gradients.
 """
 
 from __future__ import annotations

@@ -369,8 +369,11 @@ def two_dimensional_shards_find_the_masks_of_one_process():
 
 
 def replicated_shards_find_the_masks_of_one_process():
-    model = shard(build(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
-    assert sk.plan(model, [batch()], KEEP).masks == alone()
+    for memory in ("plain", "stream"):
+        model = shard(build(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+        assert sk.plan(model, [batch()], KEEP, memory=memory).masks == alone(), memory
+    expected = sk.plan(build(), [batch()], 0.3, process_group=False, block=(4, 2))
+    same_plan(sk.plan(model, [batch()], 0.3, block=(4, 2)), expected)
 
 
 def a_part_of_the_ranks_prunes_by_itself():
@@ -453,6 +456,26 @@ def a_bad_gradient_in_one_shard_fails_everywhere():
         assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(untouched_nan, after, strict=True))
 
 
+def a_rank_that_fails_among_shared_out_layers_fails_all():
+    from snipkern.allocation import allocate as module
+
+    module = sys.modules[module.__module__]
+    original, last = module.block_mask, dist.get_rank() == dist.get_world_size() - 1
+
+    def failing(*args):
+        if last:
+            raise MemoryError("no memory today")
+        return original(*args)
+
+    model = shard(build())
+    module.block_mask = failing
+    kind, text = (MemoryError, "no memory") if last else (RuntimeError, "all ranks must succeed (got from rank")
+    try:
+        untouched(model, lambda: raises(kind, text, lambda: sk.plan(model, [batch()], 0.3, block=(4, 2))))
+    finally:
+        module.block_mask = original
+
+
 def a_sharded_loss_that_raises_everywhere_leaves_shards():
     for memory in ("plain", "stream"):
         model = shard(build())
@@ -511,6 +534,7 @@ FOR_TWO = (
     fsdp_masked_in_place_trains_like_one_process,
     fsdp_after_pruning_trains_like_one_process,
     fsdp_refuses_what_it_cannot_convert,
+    a_rank_that_fails_among_shared_out_layers_fails_all,
     a_sharded_loss_that_raises_everywhere_leaves_shards,
 )
 FOR_SEVERAL = (

@@ -211,6 +211,12 @@ def test_shards_train_as_one_process_does_and_resume(tmp_path):
 
 
 @pytest.mark.slow
+def test_shards_of_layers_that_keep_nothing(tmp_path):
+    found, _ = torchrun(2, tmp_path, "--fsdp", "--keep", 0.00005, "--steps", 2)
+    assert found["sparse"]["weights"] == 6  # in nine layers
+
+
+@pytest.mark.slow
 def test_sharded_blocks_train_as_one_process_does_and_resume(tmp_path):
     more = ["--block", 4, 2, "--compare"]
     alone = train(tmp_path / "1", *more, "--engine", "auto", "--keep", 0.2, "--steps", 4)["learners"]
