@@ -18,7 +18,7 @@ from snipkern.ops.reference_saliency import flat_chunks
 from snipkern.pool import Prunable
 from snipkern.score import LossFn, gradients
 from snipkern.select import kept_count
-from snipkern.shards import Cut, Gathered, Shards, assembled
+from snipkern.shards import Cut, Gathered, Shards, assembled, require_reducing
 from snipkern.sources import Alone, Ranks, Source
 from snipkern.stream import Stream, agreed_loss
 from snipkern.topk import top_words
@@ -80,6 +80,8 @@ def _decided(
     seed = _first_ranks_seed(ranks) if how.redraw and ranks.size > 1 else None
     drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed, "progress": how.progress}
     cut = Cut(ranks, ranks.exchanged(_global_rank())) if team.sharded else None
+    if cut:
+        ranks.together(lambda: require_reducing(model))
     if how.memory == "stream":
         stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
         # Without shards every rank sees the same gradients, and comes to the same masks by itself.

@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from snipkern.masks import WORD_BITS, Mask
 from snipkern.sources import Ranks
 
-__all__ = ["Cut", "Gathered", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local"]
+__all__ = ["Cut", "Gathered", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local", "require_reducing"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,30 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
     at: Any = pattern
     return distribute_tensor(tensor, at.device_mesh, at.placements, src_data_rank=None)
+
+
+def require_reducing(model: nn.Module) -> None:
+    """That a backward pass through a model of ``fully_shard`` reduces its gradients, and nothing but them.
+
+    Raises:
+        ValueError: For gradient accumulation that is under way or left on; it would make wrong masks silently.
+    """
+    for name, module in model.named_modules():
+        state: Any = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # pyright: ignore
+        found = getattr(state, "_fsdp_param_group", None) if state else None
+        groups: list[Any] = getattr(state, "_fsdp_param_groups", None) or ([found] if found else [])
+        for group in groups:
+            waiting = not (getattr(group, "reduce_grads", True) and getattr(group, "all_reduce_grads", True))
+            for parameter in getattr(group, "fsdp_params", ()):
+                whole = getattr(parameter, "_unsharded_param", None)
+                kept = getattr(parameter, "unsharded_accumulated_grad", None), getattr(whole, "grad", None)
+                waiting |= any(gradient is not None for gradient in kept)
+            if waiting:
+                raise ValueError(
+                    "prune: fully_shard must reduce gradients in every backward pass, with none accumulated; call"
+                    " set_requires_gradient_sync(True), and prune before accumulating (got otherwise in"
+                    f" {name or 'the model'!r})"
+                )
 
 
 class Cut:

@@ -334,6 +334,20 @@ def fsdp_refuses_what_it_cannot_convert():
     untouched(model, refuse)
 
 
+def fsdp_refuses_gradients_that_are_not_reduced():
+    text = "fully_shard must reduce gradients in every backward pass"
+    model = shard(build())
+    model.set_requires_gradient_sync(False)
+    for memory in ("plain", "stream"):
+        raises(ValueError, text, lambda memory=memory: sk.plan(model, [batch()], KEEP, memory=memory))
+    model.set_requires_gradient_sync(True)
+    assert sk.plan(model, [batch()], KEEP).masks == alone()
+    model.set_requires_gradient_sync(False)
+    F.cross_entropy(model(batch()[0]), batch()[1]).backward()
+    model.set_requires_gradient_sync(True)
+    raises(ValueError, text, lambda: sk.plan(model, [batch()], KEEP))
+
+
 def tensor_parallel_finds_the_masks_of_one_process():
     model = build()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -534,6 +548,7 @@ FOR_TWO = (
     fsdp_masked_in_place_trains_like_one_process,
     fsdp_after_pruning_trains_like_one_process,
     fsdp_refuses_what_it_cannot_convert,
+    fsdp_refuses_gradients_that_are_not_reduced,
     a_rank_that_fails_among_shared_out_layers_fails_all,
     a_sharded_loss_that_raises_everywhere_leaves_shards,
 )
