@@ -171,3 +171,28 @@ def test_flow_is_what_reaches_the_loss(generator):
             assert flow.effective == int(live.sum()) and flow.traced
             assert flow.dead_inputs == int((~live.any(0)).sum())
             assert flow.dead_outputs == int((~live.any(1)).sum())
+
+
+def test_flow_goes_round_where_layers_are_called_in_turns(generator):
+    """What a layer that comes first in the order reads later on, is read: nothing of it counts as dead."""
+
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = self.two(self.one(x))
+            return self.one(x)
+
+    model = Turns()
+    graph = traced(model, torch.randn(2, 8, generator=generator))
+    full = flows(graph, masks_of(model, {}), ["one.weight", "two.weight"])
+    assert [flow.effective for flow in full.values()] == [64, 64]
+    half = torch.zeros(8, 8, dtype=torch.bool)
+    half[:, :3] = True  # reads three outputs of the layer before
+    found = flows(graph, masks_of(model, {"one.weight": half}), ["one.weight", "two.weight"])
+    assert found["two.weight"].read.tolist() == [True] * 3 + [False] * 5
+    assert (found["two.weight"].effective, found["two.weight"].dead_outputs) == (24, 5)
+    assert (found["one.weight"].effective, found["one.weight"].dead_outputs) == (24, 0)
