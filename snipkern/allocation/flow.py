@@ -62,7 +62,7 @@ class Cascade:
         """
         calls = self.graph.inputs.get(name, [])
         parts = [alive(channels, self.outputs) for channels in calls]
-        groups, window = self.graph.groups.get(name, 1), torch.Size(shape[2:]).numel()
+        groups, window = self.graph.groups.get(name, 1), shape[2:].numel()
         found: list[Flags] = []
         for part in parts:
             if part is None or part.size != groups * shape[1]:
@@ -74,7 +74,7 @@ class Cascade:
         """Tells which weights of a layer are kept."""
         if len(mask.shape) < 2 or name not in self.graph.inputs:
             return
-        kept = mask.to_dense().view(mask.shape[0], -1).numpy()
+        kept = _matrix(mask)
         self.outputs[name] = np.logical_or.reduce(kept if columns is None else kept & columns, axis=1)
 
 
@@ -110,6 +110,11 @@ def flows(graph: Graph, masks: Mapping[str, Mask], order: Sequence[str]) -> dict
             return {name: found[name] for name in masks if name in found}
 
 
+def _matrix(mask: Mask) -> Flags:
+    """The mask as ``[shape[0], everything else]``."""
+    return mask.to_dense().view(mask.shape[0], mask.shape[1:].numel()).numpy()
+
+
 def _has_cycles(graph: Graph, names: Sequence[str]) -> bool:
     """Whether a layer's inputs are outputs of itself or of a later one, in forward order."""
     place = {name: i for i, name in enumerate(names)}
@@ -123,11 +128,11 @@ def _has_cycles(graph: Graph, names: Sequence[str]) -> bool:
 
 def _used(graph: Graph, name: str, mask: Mask, hears: Flags | None, used: dict[str, Flags]) -> Flow:
     """What is alive of one layer, as far as it is known what is used of it; marks what it uses of others."""
-    kept = mask.to_dense().view(mask.shape[0], -1).numpy()
+    kept = _matrix(mask)
     needed = used.get(name, np.zeros(mask.shape[0], dtype=np.bool_)).copy()
     live = kept & needed[:, None] if hears is None else kept & needed[:, None] & hears
     groups = graph.groups.get(name, 1)
-    heard = live.any(0).reshape(mask.shape[1], -1).any(1)
+    heard = live.any(0).reshape(mask.shape[1], mask.shape[2:].numel()).any(1)
     for channels in graph.inputs.get(name, []):
         use_(channels, np.tile(heard, groups) if size(channels) == groups * mask.shape[1] else None, used)
     rows = live.any(1)

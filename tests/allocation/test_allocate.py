@@ -308,3 +308,19 @@ def test_scores_that_overflow_are_the_largest(generator):
         mask, _ = block_mask(weight, gradient, Live(), 600, options, order)
         assert mask.to_dense()[5, 9] and mask.count() <= 600
     assert element_mask(weight, gradient, Live(), 50, False).to_dense()[5, 9]
+
+
+@pytest.mark.parametrize("options", [{"block": (4, 1)}, {"balance": True}, {"scope": "erk"}], ids=str)
+def test_weights_without_elements(options, generator):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.rows, self.cols = nn.Linear(20, 5), nn.Linear(20, 5), nn.Linear(20, 5)
+            self.rows.weight, self.cols.weight = (nn.Parameter(torch.zeros(shape)) for shape in ((0, 20), (5, 0)))
+
+        def forward(self, x):
+            return self.used(x)
+
+    batch = [(torch.randn(9, 20, generator=generator), torch.arange(9) % 5)]
+    plan = sk.plan(Net(), batch, keep=0.2, engine="masked", **options)
+    assert [mask.count() for mask in plan.masks.values()] == [20, 0, 0]
