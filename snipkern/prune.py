@@ -49,8 +49,9 @@ class Plan(Pruned):
         self.team.require_convertible(self.engine)
         if convert.masks(self.model):
             raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
+        found = dict(self.model.named_parameters(remove_duplicate=False))
         for entry in self.pool:
-            if entry.module._parameters.get(entry.name) is not entry.parameter:
+            if found.get(entry.fqn) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
         return convert_(self.team, self.pool, self, self.optimizer)
 

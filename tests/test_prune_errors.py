@@ -191,3 +191,11 @@ def test_wrapped_parts_and_sharded_models_are_refused(tmp_path, vectors):
             sk.score(sharded, vectors)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_plan_for_a_module_that_was_replaced_is_refused(mlp, vectors):
+    plan = sk.plan(mlp, vectors, keep=0.2)
+    mlp[2] = nn.Linear(33, 17)  # the planned one still exists, but the model has it no more
+    with pytest.raises(ValueError, match=r"apply_: '2.weight' must be the parameter that was planned for"):
+        plan.apply_()
+    assert sk.masks(mlp) == {}
