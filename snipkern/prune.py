@@ -170,7 +170,7 @@ def prune_(
         block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
             of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where budgets
             of ``"global"`` are under one block per block row for most weights, ``"erk"`` is taken. A little less than
-            ``keep`` may stay.
+            ``keep`` may stay, or a few blocks more where budgets are smaller than a block.
         balance: Rows and columns share what a layer keeps, so that few die. Default: with blocks.
         order: Rows and columns that score alike are brought together in blocks: True, False, or ``"auto"``: in linear
             layers, for blocks of 16 and more.
