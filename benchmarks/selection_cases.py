@@ -24,8 +24,8 @@ KEEP = 0.05
 # torch.topk holds the scores, and pairs of value and index: with weights and gradients some 28 bytes a weight.
 BYTES_PER_WEIGHT = 32
 # Above these, a sorted copy takes minutes: its cost for smaller ones tells enough.
-TOPK_MOST = 1 << 27
-NUMPY_MOST = 1 << 26
+TOPK_MOST = 1 << 29
+NUMPY_MOST = 1 << 29
 CHUNK = 1 << 22
 PASSES = ("saliency_partition", "saliency_histogram", "saliency_mask")
 

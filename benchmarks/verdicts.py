@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cases import ACCEPTED_IMAGES, ACCEPTED_LAYERS, ACCEPTED_NET, ACCEPTED_TOKENS, MEMORY_BOUND, Result
 from layer_cases import DENSE, SUBJECT
 from layers import BLOCKS, block_name
+from selection_cases import KEEP
 from timing import Timing
 
 __all__ = [
@@ -42,6 +43,10 @@ STEPS = {
     ACCEPTED_TOKENS: ((SUBJECT, "torch", 3.5), (SUBJECT, BEST, 2.5)),
 }
 ANSWERS = ((SUBJECT, BEST, 3.0),)
+#: Weights in float32, and how many times a read of weights and gradients a selection may take.
+READS = {10**8: 1.8, 5 * 10**8: 1.3, 10**9: 1.3}
+SORTING = (("topk", 15.0), ("numpy", 3.0))
+EXTRA_MEMORY = 0.02
 ACCEPTED_NAMES = {shape.name for shape in ACCEPTED_LAYERS}
 
 
@@ -150,6 +155,7 @@ def acceptance(results: Sequence[Result]) -> list[Verdict]:
             requirement = f"{kind}{result.name}, {who}: at least {least:g}x {against}"
             measured = "not measured" if found is None else f"{found:.1f}x"
             verdicts.append(Verdict(requirement, found is not None and found >= least, measured))
+        verdicts += _selection(result)
         if result.group == "memory" and result.settings["net"] == ACCEPTED_NET:
             share = held_share(result)
             requirement = f"parameters + gradients + optimizer of {result.name}: at most {MEMORY_SHARE:.0%} of dense"
@@ -160,6 +166,33 @@ def acceptance(results: Sequence[Result]) -> list[Verdict]:
         measured = f"{len(slower)} slower, the worst {worst:.2f}x" if slower else "none is slower"
         requirement = "every layer that auto computes sparsely: at least 1.0x dense, within noise"
         verdicts.append(Verdict(requirement, not slower, measured))
+    return verdicts
+
+
+def _selection(result: Result) -> list[Verdict]:
+    """Of a case of the sweep: time in reads, against sorting a copy, extra memory, exactness."""
+    if result.group != "sweep" or not result.timings:
+        return []
+    settings, facts, name = result.settings, result.facts, f"selection of {result.name}"
+    plain = settings["data"] == "normal" and settings["keep"] == KEEP
+    single = plain and {settings["dtype"], settings["gradient_dtype"]} == {"float32"}
+    verdicts: list[Verdict] = []
+    most = READS.get(settings["weights"]) if single else None
+    reads = speedup(result, "read", SUBJECT)
+    if most is not None and reads is not None:
+        verdicts.append(Verdict(f"{name}: at most {most:g}x one read", reads <= most, f"{reads:.2f}x"))
+        for against, least in SORTING:
+            found = speedup(result, SUBJECT, against)
+            if found is not None:
+                verdicts.append(Verdict(f"{name}: at least {least:g}x {against}", found >= least, f"{found:.1f}x"))
+        if facts["extra_bytes"] is not None:
+            share = facts["extra_bytes"] / facts["bytes_read"]
+            requirement = f"{name}: at most {EXTRA_MEMORY:.0%} more memory"
+            verdicts.append(Verdict(requirement, share <= EXTRA_MEMORY, f"{share:.2%}"))
+    if settings["data"] != "normal":
+        verdicts.append(Verdict(f"{name}: at most 4 reads", facts["reads"] <= 4, str(facts["reads"])))
+    wrong = [note for note in result.notes if note.startswith("WRONG")]
+    verdicts.append(Verdict(f"{name}: exact", not wrong, "wrong" if wrong else "exact"))
     return verdicts
 
 

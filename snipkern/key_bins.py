@@ -11,7 +11,7 @@ from snipkern.sources import Counts
 
 __all__ = ["bin_of", "bins_of", "pieces_of"]
 
-PIECE = 1 << 18  # keys that are binned at a time
+PIECE = 1 << 15  # keys that are binned at a time
 
 
 def bin_of(counts: Counts, above: int, kept: int) -> tuple[int, int, int]:

@@ -46,6 +46,7 @@ class Tuning:
     candidates: int = 1 << 20  # candidates that are always allowed, ...
     weights_per_candidate: int = 128  # ... and their share in large models
     bits: int = 16  # of a key's 32 that one histogram pass resolves
+    listed_bits: int = 11  # the same for listed candidates: many bins would take more memory than these do
 
 
 TUNING = Tuning()
@@ -251,7 +252,7 @@ def _threshold(search: Search, parts: Sequence[Part], interval: Interval) -> tup
     pieces = pieces_of([part.keys for part in parts])
     low, high, above = interval.low, interval.high, interval.above
     while low < high:
-        shift = max(0, (high - low).bit_length() - TUNING.bits)
+        shift = max(0, (high - low).bit_length() - TUNING.listed_bits)
         counts = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
         for keys in pieces:
             counts += np.bincount(bins_of(keys, low, shift), minlength=counts.size)

@@ -155,3 +155,22 @@ def test_nothing_is_promised_about_other_layers():
     other = timed("layers", Shape("linear", 3, 5, 7).name, {"kind": "linear", "density": 0.05}, {"auto": "csr", "reason": ""},
                   snipkern=1.0, torch=0.1)  # fmt: skip
     assert lines(other) == {}
+
+
+def selection(weights: int, data: str = "normal", notes: tuple[str, ...] = (), reads: int = 1, **seconds: float):
+    settings = {"weights": weights, "dtype": "float32", "gradient_dtype": "float32", "keep": 0.05, "data": data}
+    facts = {"bytes_read": 8 * weights, "extra_bytes": weights // 8, "reads": reads}
+    result = timed("sweep", f"{weights:,}", settings, facts, **seconds)
+    result.notes.extend(notes)
+    return result
+
+
+def test_selections_are_judged_by_time_memory_and_exactness():
+    good = selection(10**8, snipkern=1.7, read=1.0, topk=30.0, numpy=5.0)
+    assert [v.measured for v in verdicts.acceptance([good])] == ["1.70x", "17.6x", "2.9x", "1.56%", "exact"]
+    assert [v.passed for v in verdicts.acceptance([good])] == [True, True, False, True, True]
+    slow = selection(5 * 10**8, snipkern=1.4, read=1.0)
+    assert [v.passed for v in verdicts.acceptance([slow])] == [False, True, True]
+    other = selection(10**7, "all equal", ("WRONG: the mask does not hold the largest scores",), 5, snipkern=1, read=1)
+    assert [(v.passed, v.measured) for v in verdicts.acceptance([other])] == [(False, "5"), (False, "wrong")]
+    assert verdicts.acceptance([selection(10**7)]) == []  # skipped
