@@ -49,8 +49,9 @@ class Plan(Pruned):
         self.team.require_convertible(self.engine)
         if convert.masks(self.model):
             raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
+        found = dict(self.model.named_parameters(remove_duplicate=False))
         for entry in self.pool:
-            if entry.module._parameters.get(entry.name) is not entry.parameter:
+            if found.get(entry.fqn) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
         return convert_(self.team, self.pool, self, self.optimizer)
 
@@ -147,7 +148,7 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
         block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
             of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where budgets
             of ``"global"`` are under one block per block row for most weights, ``"erk"`` is taken. A little less than
-            ``keep`` may stay.
+            ``keep`` may stay, or a few blocks more where budgets are smaller than a block.
         balance: Rows and columns share what a layer keeps, so that few die. Default: with blocks.
         order: Rows and columns that score alike are brought together in blocks: True, False, or ``"auto"``: in linear
             layers, for blocks of 16 and more.

@@ -17,7 +17,8 @@ from snipkern.workload import Workload
 
 __all__ = ["Layer", "table"]
 
-WIDTH = 120
+# Of the table, of its first column where names are long, and of its last one: at least so many characters each.
+WIDTH, NAME_WIDTH, WHY_WIDTH = 120, 32, 36
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ def table(layers: Sequence[Layer], title: str) -> str:
     kept, numel = sum(layer.kept for layer in layers), sum(layer.numel for layer in layers)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
     total = f"{len(layers)} parameter{'' if len(layers) == 1 else 's'}"
-    grid.add_column("parameter", total, overflow="fold")
-    grid.add_column("module")
-    grid.add_column("shape", justify="right")
+    longest_name = max([len(total), *(len(layer.name) for layer in layers)])
+    longest_why = max([0, *(len(layer.reason) for layer in layers)])
+    grid.add_column("parameter", total, overflow="fold", min_width=min(longest_name, NAME_WIDTH))
+    grid.add_column("module", no_wrap=True)
+    grid.add_column("shape", justify="right", no_wrap=True)
     grid.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
     grid.add_column("of", f"{numel:,}", justify="right", no_wrap=True)
     grid.add_column("density", f"{kept / max(numel, 1):.2%}", justify="right", no_wrap=True)
@@ -100,7 +103,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
         grid.add_column("live", f"{live:,}", justify="right", no_wrap=True)
         grid.add_column("dead in, out", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
-    grid.add_column("why")
+    grid.add_column("why", min_width=min(longest_why, WHY_WIDTH))
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         grid.add_row(
@@ -117,6 +120,9 @@ def table(layers: Sequence[Layer], title: str) -> str:
         )
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False)
+    unbroken = console.measure(grid, options=console.options.update(width=10**6)).maximum
+    spare = max(0, longest_name - NAME_WIDTH) + max(0, longest_why - WHY_WIDTH)
+    console.width = max(WIDTH, unbroken - spare)
     console.print(grid)
     empty = [layer.name for layer in layers if layer.kept == 0 and len(layer.shape) > 1]
     if empty:

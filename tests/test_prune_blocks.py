@@ -111,6 +111,19 @@ def test_copies_and_checkpoints_keep_the_block(batch):
     assert isinstance(sk.to_dense_(model)[0], nn.Linear)
 
 
+@pytest.mark.parametrize("engine", ["bsr", "csr", "masked"])
+def test_values_that_do_not_fit_are_refused(engine, batch):
+    model, other = make_mlp(), make_mlp()
+    pruned = sk.prune_(model, batch, keep=0.3, block=(4, 4), order=True, mix=0.2, engine="bsr")
+    state = model.state_dict()
+    sk.sparsify_(other, pruned.masks, engine=engine, **({"layouts": pruned.layouts} if engine == "bsr" else {}))
+    few = {**state, "0.weight_values": state["0.weight_values"][:-1]}
+    with pytest.raises(RuntimeError, match=r"0.weight_values"):
+        other.load_state_dict(few)
+    with pytest.raises(RuntimeError, match=r"0.weight_mask: must be given with 0.weight_values \(got none\)"):
+        other.load_state_dict({key: value for key, value in state.items() if key != "0.weight_mask"})
+
+
 def test_an_optimizer_moves_along(batch):
     model = make_mlp()
     optimizer = torch.optim.AdamW(model.parameters())

@@ -204,3 +204,11 @@ def test_plan_and_prune_take_the_same_arguments(mlp):
             call(mlp, keep=0.5)
         with pytest.raises(TypeError, match="unexpected keyword argument 'spasrity'"):
             call(mlp, GOOD, spasrity=0.5)
+
+
+def test_a_plan_for_a_module_that_was_replaced_is_refused(mlp, vectors):
+    plan = sk.plan(mlp, vectors, keep=0.2)
+    mlp[2] = nn.Linear(33, 17)  # the planned one still exists, but the model has it no more
+    with pytest.raises(ValueError, match=r"apply_: '2.weight' must be the parameter that was planned for"):
+        plan.apply_()
+    assert sk.masks(mlp) == {}

@@ -145,9 +145,10 @@ class _Allocator:
                 budget = min(max(budget + unspent, self.least[name], 1), weight.numel())
                 unspent += self.counts[name]
             if name in self.blocked and budget:
-                budget = max(budget, self._in_blocks(self.least[name]))
                 ordered = self.options.ordered() and name in self.linear
-                masks[name], layouts[name] = block_mask(weight, gradient, live, budget, self.options, ordered)
+                masks[name], layouts[name] = block_mask(
+                    weight, gradient, live, budget, self.options, ordered, self.least[name]
+                )
             elif self._is_selected(name, budget, live):
                 masks[name] = self.selected[name]
             else:
@@ -157,11 +158,6 @@ class _Allocator:
             cascade.keep(name, masks[name], columns)
         masks = {name: masks[name] for name in self.pairs}
         return Allocated(masks, layouts, flows(self.graph, masks, self.order))
-
-    def _in_blocks(self, least: int) -> int:
-        """A budget from which blocks make up at least so many weights."""
-        assert self.options.block is not None
-        return least + self.options.block[0] * self.options.block[1] - 1 if least else 0
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""

@@ -14,6 +14,9 @@ from snipkern.select import select
 
 __all__ = ["budgets", "erk", "floors"]
 
+# A share of a size that is a whole number may come out a little larger, as 0.07 * 100 does.
+EXACT = 1 - 2**-50
+
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -51,7 +54,10 @@ def budgets(
         return erk(shapes, kept, least), {}
     sizes = {name: float(shape.numel()) for name, shape in shapes.items()}
     if scope == "uniform":
-        first = next(name for name in order if len(shapes[name]) > 1)
+        weights = [name for name in order if len(shapes[name]) > 1]
+        if not weights:
+            raise ValueError("prune: scope='uniform' must have a first layer to keep dense (got biases alone)")
+        first = weights[0]
         least = {**least, first: shapes[first].numel()}
         others = sum(least.values())
         if others + len(least) - 1 > kept:
@@ -77,7 +83,9 @@ def floors(shapes: Mapping[str, torch.Size], kept: int, min_keep: int | float | 
     if not min_keep:
         return dict.fromkeys(shapes, 0)
     least = {
-        name: math.ceil(min_keep * shape.numel()) if isinstance(min_keep, float) else min(min_keep, shape.numel())
+        name: math.ceil(min_keep * shape.numel() * EXACT)
+        if isinstance(min_keep, float)
+        else min(min_keep, shape.numel())
         for name, shape in shapes.items()
     }
     if sum(least.values()) > kept:

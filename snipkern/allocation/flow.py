@@ -62,7 +62,7 @@ class Cascade:
         """
         calls = self.graph.inputs.get(name, [])
         parts = [alive(channels, self.outputs) for channels in calls]
-        groups, window = self.graph.groups.get(name, 1), torch.Size(shape[2:]).numel()
+        groups, window = self.graph.groups.get(name, 1), shape[2:].numel()
         found: list[Flags] = []
         for part in parts:
             if part is None or part.size != groups * shape[1]:
@@ -74,7 +74,7 @@ class Cascade:
         """Tells which weights of a layer are kept."""
         if len(mask.shape) < 2 or name not in self.graph.inputs:
             return
-        kept = mask.to_dense().view(mask.shape[0], -1).numpy()
+        kept = _matrix(mask)
         self.outputs[name] = np.logical_or.reduce(kept if columns is None else kept & columns, axis=1)
 
 
@@ -99,26 +99,41 @@ def flows(graph: Graph, masks: Mapping[str, Mask], order: Sequence[str]) -> dict
         use_(channels, None, used)
     # Nothing that was seen reads the last layer's outputs: they are the model's.
     read = {layer for calls in graph.inputs.values() for channels in calls for layer in layers_of(channels)}
-    found: dict[str, Flow] = {}
-    for name in reversed(names):
-        mask = masks[name]
-        kept = mask.to_dense().view(mask.shape[0], -1).numpy()
-        needed = used.get(name)
-        if needed is None and name not in read:
-            needed = np.ones(mask.shape[0], dtype=np.bool_)
-        elif needed is None:
-            needed = np.zeros(mask.shape[0], dtype=np.bool_)
-        hears = columns[name]
-        live = kept & needed[:, None] if hears is None else kept & needed[:, None] & hears
-        groups = graph.groups.get(name, 1)
-        heard = live.any(0).reshape(mask.shape[1], -1).any(1)
-        for channels in graph.inputs.get(name, []):
-            if size(channels) == groups * mask.shape[1]:
-                use_(channels, np.tile(heard, groups), used)
-            else:
-                use_(channels, None, used)
-        rows = live.any(1)
-        found[name] = Flow(
-            int(heard.size - heard.sum()), int(rows.size - rows.sum()), int(live.sum()), hears is not None, needed
-        )
-    return {name: found[name] for name in masks if name in found}
+    for name in names:
+        if name not in read and name not in used:
+            used[name] = np.ones(masks[name].shape[0], dtype=np.bool_)
+    while True:
+        before = sum(int(flags.sum()) for flags in used.values())
+        found = {name: _used(graph, name, masks[name], columns[name], used) for name in reversed(names)}
+        # Where a layer feeds one that was called before it, more of it may be read than was known when its turn came.
+        if not _has_cycles(graph, names) or sum(int(flags.sum()) for flags in used.values()) == before:
+            return {name: found[name] for name in masks if name in found}
+
+
+def _matrix(mask: Mask) -> Flags:
+    """The mask as ``[shape[0], everything else]``."""
+    return mask.to_dense().view(mask.shape[0], mask.shape[1:].numel()).numpy()
+
+
+def _has_cycles(graph: Graph, names: Sequence[str]) -> bool:
+    """Whether a layer's inputs are outputs of itself or of a later one, in forward order."""
+    place = {name: i for i, name in enumerate(names)}
+    return any(
+        place[layer] >= place[name]
+        for name in names
+        for channels in graph.inputs.get(name, [])
+        for layer in layers_of(channels)
+    )
+
+
+def _used(graph: Graph, name: str, mask: Mask, hears: Flags | None, used: dict[str, Flags]) -> Flow:
+    """What is alive of one layer, as far as it is known what is used of it; marks what it uses of others."""
+    kept = _matrix(mask)
+    needed = used.get(name, np.zeros(mask.shape[0], dtype=np.bool_)).copy()
+    live = kept & needed[:, None] if hears is None else kept & needed[:, None] & hears
+    groups = graph.groups.get(name, 1)
+    heard = live.any(0).reshape(mask.shape[1], mask.shape[2:].numel()).any(1)
+    for channels in graph.inputs.get(name, []):
+        use_(channels, np.tile(heard, groups) if size(channels) == groups * mask.shape[1] else None, used)
+    rows = live.any(1)
+    return Flow(int(heard.size - heard.sum()), int(rows.size - rows.sum()), int(live.sum()), hears is not None, needed)

@@ -112,24 +112,42 @@ class Watch(TorchFunctionMode):
         self._pool = pool
         self._names = {id(entry.parameter): entry.fqn for entry in pool}
         self._sharded = any(is_sharded(entry.parameter) for entry in pool)
+        # Of what comes from pooled layers, and None of what else has a gradient.
         self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._made: list[Channels] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         # With shapes as they are before the call: some functions change them in place.
-        given = [(t, self._origins.get(t), tuple(t.shape)) for t in _tensors((*args, *kwargs.values()))]
+        given = [(t, self._known(t), tuple(t.shape)) for t in _tensors((*args, *kwargs.values()))]
         out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
         results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        if name == "__setitem__":  # returns nothing: what it changes is its first argument
+            results = [given[0][0]]
         if results:
-            origin = self._origin(getattr(func, "__name__", ""), args, kwargs, given, results)
+            origin = self._origin(name, args, kwargs, given, results)
+            outside = origin is None or isinstance(origin.channels, Outside)
             for result in results:
-                if origin is None or isinstance(origin.channels, Outside):
+                if outside and result.grad_fn is None:
                     self._origins.pop(result, None)
                 else:
-                    self._origins[result] = origin
+                    self._origins[result] = None if outside else origin
         return out
+
+    def _known(self, tensor: Tensor) -> Origin | None:
+        """Where a tensor comes from.
+
+        What has a gradient, and no function that was seen gave it one (but a ``torch.autograd.Function`` did, say, or a
+        view that was written to), may come from anything before.
+        """
+        if tensor.grad_fn is not None and tensor not in self._origins:
+            self.graph.used += self._made
+            self._made.clear()  # they stay used
+            self._origins[tensor] = None
+        return self._origins.get(tensor)
 
     def _origin(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
@@ -172,7 +190,9 @@ class Watch(TorchFunctionMode):
                 self.graph.used.append(origin.channels)
         self.graph.inputs.setdefault(pooled, []).append(channels)
         self.graph.groups[pooled] = int(call.get("groups", 1)) if name != "linear" else 1
-        return Origin(Outputs(weight.shape[0], pooled), dim)
+        outputs = Outputs(weight.shape[0], pooled)
+        self._made.append(outputs)
+        return Origin(outputs, dim)
 
     def _follow(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
@@ -186,6 +206,8 @@ class Watch(TorchFunctionMode):
         if name == "cat" or name == "concat":
             return self._joined(args, kwargs, out)
         _, origin, shape = given[0]
+        if sum(other is not None for _, other, _ in given) > 1:
+            return None  # such as a power with a computed exponent
         if origin is None or isinstance(origin.channels, Unknown):
             return None
         if name in KEEPING:

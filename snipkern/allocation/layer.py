@@ -44,13 +44,14 @@ def _scales(weight: Tensor, gradient: Tensor, live: Live, balance: bool) -> Scal
 
 
 def block_mask(
-    weight: Tensor, gradient: Tensor, live: Live, budget: int, options: Allocation, ordered: bool
+    weight: Tensor, gradient: Tensor, live: Live, budget: int, options: Allocation, ordered: bool, least: int = 0
 ) -> tuple[Mask, Layout]:
     """Whole blocks, and with ``mix`` single weights beside them, within the budget or one block.
 
     Args:
-        live: Rows that are read and columns that are reached. Blocks without any are not kept.
+        live: Rows that are read and columns that are reached. Blocks without any are not kept, but for the floor.
         ordered: Whether rows and columns may change places.
+        least: A floor, from 0 to the weight's size: so many weights are kept whatever the budget.
 
     Returns:
         The mask and how it lies in blocks.
@@ -67,11 +68,17 @@ def block_mask(
         )
     sizes = grid.sizes()
     sums = block_sums(weight, gradient, grid, live)
+    allowed = _living(grid, live)
+    if least:
+        enough = least + options.block[0] * options.block[1] - 1  # from which whole blocks make up the floor
+        budget = max(budget, enough)
+        if sizes[allowed].sum() < least:
+            allowed, budget = np.ones_like(allowed), enough  # the living ones score more, and come first
     in_blocks = budget - round(options.mix * budget)
     kept = np.zeros(grid.shape, dtype=np.bool_)
     if in_blocks:
         choose = balanced if options.balance else best
-        kept = choose(sums / sizes, sizes, _living(grid, live), in_blocks)
+        kept = choose(sums / sizes, sizes, allowed, in_blocks)
     mask = Mask.from_dense(torch.from_numpy(grid.dense(kept)).view(weight.shape))
     singles = None
     if options.mix:

@@ -219,8 +219,7 @@ def _check_masks(
         values = state_dict.pop(f"{key}_values", None)
         try:
             saved = state.take_layout(state_dict, key, mask)
-            if words is not None:
-                state.require_mask(key, words, mask)
+            state.require_mask(key, words, values, mask)
             if values is not None:
                 dense = values.new_zeros(mask.shape)
                 dense[mask.to_dense(dense.device)] = state.row_major(key, values, mask, saved)

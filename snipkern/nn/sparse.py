@@ -125,10 +125,7 @@ class SparseWeight(nn.Module):
         values = state_dict.get(f"{key}_values")
         try:
             saved = state.take_layout(state_dict, key, self.mask)
-            if words is not None:
-                state.require_mask(key, words, self.mask)
-            elif dense is None and values is not None:
-                return f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)"
+            state.require_mask(key, words, values if dense is None else None, self.mask)
             if dense is not None:
                 state.require_zeros(key, dense, self.mask)
                 state_dict[f"{key}_values"] = dense.detach().reshape(-1)[self.topology.flat_index(dense.device)]

@@ -97,7 +97,13 @@ def rearranged(key: str, values: Tensor, mask: Mask, saved: Layout | None, topol
 
 
 def row_major(key: str, values: Tensor, mask: Mask, saved: Layout | None) -> Tensor:
-    """Saved values in row-major order of the weight."""
+    """Saved values in row-major order of the weight.
+
+    Raises:
+        ValueError: As :func:`rearranged`, and for another number of values than the mask keeps.
+    """
+    if values.shape != (mask.count(),):
+        raise ValueError(f"{key}_values: must be [{mask.count()}] (got {list(values.shape)})")
     if same_order(saved, None):
         return values.detach()
     if hasattr(values, "device_mesh"):  # a DTensor, without importing torch.distributed to ask
@@ -121,9 +127,11 @@ def same_order(first: Layout | None, second: Layout | None) -> bool:
     return same(*rows) and same(*cols) and part(first, "singles") == part(second, "singles")
 
 
-def require_mask(key: str, words: Tensor, mask: Mask) -> None:
-    """Whether a mask loaded for a weight that has one is the same."""
-    if not torch.equal(words.cpu(), mask.words):
+def require_mask(key: str, words: Tensor | None, values: Tensor | None, mask: Mask) -> None:
+    """Whether a mask loaded for a weight that has one is the same; compact values mean nothing without one."""
+    if words is None and values is not None:
+        raise ValueError(f"{key}{MASK_SUFFIX}: must be given with {key}_values (got none)")
+    if words is not None and not torch.equal(words.cpu(), mask.words):
         raise ValueError(f"{key}: the state dict's mask must be the module's (got another mask)")
 
 

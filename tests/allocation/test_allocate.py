@@ -181,6 +181,24 @@ def test_floors_hold_for_blocks_too(batch):
     assert all(plan.masks[name].count() % 16 == 0 for name in plan.layouts) and abs(plan.kept - 1422) < 16
 
 
+@pytest.mark.parametrize("options", [{}, {"balance": False}, {"mix": 0.5}], ids=str)
+def test_floors_hold_for_layers_that_nobody_reads(options, generator):
+    """A branch that scores so little that the join behind it keeps nothing of it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.faint, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.join, self.last = nn.Linear(32, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.last(self.join(torch.cat([1e-6 * self.faint(x), self.other(x)], 1)).relu())
+
+    batch = [(torch.randn(64, 16, generator=generator), torch.arange(64) % 5)]
+    plan = sk.plan(Net(), batch, keep=0.15, block=(4, 4), min_keep=17, **options)
+    assert all(mask.count() >= 17 for mask in plan.masks.values())
+
+
 def test_few_blocks_in_the_budget_take_erk(batch):
     plan = sk.plan(make_net(), batch, keep=0.05, block=(16, 16))
     erk = sk.plan(make_net(), batch, keep=0.05, block=(16, 16), scope="erk")
@@ -290,3 +308,19 @@ def test_scores_that_overflow_are_the_largest(generator):
         mask, _ = block_mask(weight, gradient, Live(), 600, options, order)
         assert mask.to_dense()[5, 9] and mask.count() <= 600
     assert element_mask(weight, gradient, Live(), 50, False).to_dense()[5, 9]
+
+
+@pytest.mark.parametrize("options", [{"block": (4, 1)}, {"balance": True}, {"scope": "erk"}], ids=str)
+def test_weights_without_elements(options, generator):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.rows, self.cols = nn.Linear(20, 5), nn.Linear(20, 5), nn.Linear(20, 5)
+            self.rows.weight, self.cols.weight = (nn.Parameter(torch.zeros(shape)) for shape in ((0, 20), (5, 0)))
+
+        def forward(self, x):
+            return self.used(x)
+
+    batch = [(torch.randn(9, 20, generator=generator), torch.arange(9) % 5)]
+    plan = sk.plan(Net(), batch, keep=0.2, engine="masked", **options)
+    assert [mask.count() for mask in plan.masks.values()] == [20, 0, 0]

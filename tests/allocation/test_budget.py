@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import snipkern as sk
-from snipkern.allocation.budget import budgets, erk
+from snipkern.allocation.budget import budgets, erk, floors
 
 SHAPES = {name: torch.Size(s) for name, s in {"a": (40, 30), "b": (20, 40, 3, 3), "c": (5, 20), "d": (5,)}.items()}
 
@@ -67,3 +67,14 @@ def test_floors_under_the_global_scope_are_the_best_choice(pairs, generator):
         for name, mask in masks.items():
             assert torch.equal(mask.to_dense().flatten(), expected[name]), name
     assert sk.select(pairs, 900)["d"].count() == 0
+
+
+@pytest.mark.parametrize("share, size", [(0.07, 100), (0.28, 25), (0.14, 50)])
+def test_a_share_that_is_a_whole_number_is_that_number(share, size):
+    assert share * size > round(share * size)
+    assert floors({"a": torch.Size((size, 1))}, round(share * size), share) == {"a": round(share * size)}
+
+
+def test_uniform_needs_a_layer(pairs):
+    with pytest.raises(ValueError, match=r"first layer to keep dense \(got biases alone\)"):
+        budgets({"d": pairs["d"]}, 2, "uniform", None, ["d"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -171,3 +172,70 @@ def test_flow_is_what_reaches_the_loss(generator):
             assert flow.effective == int(live.sum()) and flow.traced
             assert flow.dead_inputs == int((~live.any(0)).sum())
             assert flow.dead_outputs == int((~live.any(1)).sum())
+
+
+def test_flow_goes_round_where_layers_are_called_in_turns(generator):
+    """What a layer that comes first in the order reads later on, is read: nothing of it counts as dead."""
+
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = self.two(self.one(x))
+            return self.one(x)
+
+    model = Turns()
+    graph = traced(model, torch.randn(2, 8, generator=generator))
+    full = flows(graph, masks_of(model, {}), ["one.weight", "two.weight"])
+    assert [flow.effective for flow in full.values()] == [64, 64]
+    half = torch.zeros(8, 8, dtype=torch.bool)
+    half[:, :3] = True  # reads three outputs of the layer before
+    found = flows(graph, masks_of(model, {"one.weight": half}), ["one.weight", "two.weight"])
+    assert found["two.weight"].read.tolist() == [True] * 3 + [False] * 5
+    assert (found["two.weight"].effective, found["two.weight"].dead_outputs) == (24, 5)
+    assert (found["one.weight"].effective, found["one.weight"].dead_outputs) == (24, 0)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(2 * x.numpy())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+@pytest.mark.parametrize("how", ["written to a part", "written to a view", "autograd function", "two operands"])
+def test_what_cannot_be_followed_counts_as_alive_and_as_read(how):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.side, self.last = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            one, other = self.one(x), self.other(x)
+            side = self.side(one)
+            if how == "written to a part":
+                found = other.clone()
+                found[:, :2] = one[:, :2]
+            elif how == "written to a view":
+                found = torch.zeros(2, 4)
+                found[:, :2].copy_(one[:, :2])
+            elif how == "autograd function":
+                found = Doubled.apply(one)
+            else:
+                found = other.abs().clamp(max=one)
+            return self.last(found) + side
+
+    graph = traced(Net(), torch.randn(2, 4))
+    cascade = Cascade(graph)
+    none = torch.zeros(4, 4, dtype=torch.bool)
+    masks = masks_of(Net(), {"other.weight": none, "side.weight": none})
+    cascade.keep("other.weight", masks["other.weight"], None)
+    columns = cascade.columns("last.weight", torch.Size((4, 4)))
+    assert columns is None or columns.all()
+    assert flows(graph, masks, list(masks))["one.weight"].read.all()
