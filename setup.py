@@ -108,8 +108,13 @@ def main():
         packages=[
             "snipkern",
             "snipkern.allocation",
+            "snipkern.engine",
             "snipkern.nn",
             "snipkern.ops",
+            "snipkern.parallel",
+            "snipkern.scoring",
+            "snipkern.selection",
+            "snipkern.topology",
             "snipkern.triton_kernels",
         ],
         package_dir={"": ".", "snipkern.triton_kernels": "triton_kernels"},

@@ -1,6 +1,6 @@
-"""Measures the constants of the cost model (snipkern/costs.py).
+"""Measures the constants of the cost model (snipkern/engine/costs.py).
 
-    python benchmarks/calibrate.py --write     all that this processor runs, into snipkern/costs.py: under 4 minutes
+    python benchmarks/calibrate.py --write     all that this processor runs, into the file: under 4 minutes
     python benchmarks/calibrate.py             the same, printed only
     python benchmarks/calibrate.py --tiers avx512 --json fit.json
 
@@ -28,11 +28,13 @@ from rich.console import Console
 from rich.progress import track
 from timing import QUICK, Effort, interleave
 
-from snipkern import backends, costs, engine
-from snipkern.engine import Cost, Work
+from snipkern import backends
+from snipkern.engine import choice as engine
+from snipkern.engine import costs
+from snipkern.engine.choice import Cost, Work
+from snipkern.engine.measure import steps
+from snipkern.engine.workload import Workload
 from snipkern.masks import Mask
-from snipkern.measure import steps
-from snipkern.workload import Workload
 
 WIDTH = 120
 CONSTANTS = ("call", "weight", "element", "product")
@@ -211,7 +213,7 @@ def fit(samples: Sequence[Sample]) -> Fit:
 
 
 def table(fits: dict[str, Fit]) -> str:
-    """The rows as they stand in snipkern/costs.py."""
+    """The rows as they stand in snipkern/engine/costs.py."""
 
     def number(value: float) -> str:
         return repr(float(f"{value:.3g}"))
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiers", nargs="+", choices=usable, default=usable[::-1], help="best first")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write samples and fits there")
     parser.add_argument("--write", nargs="?", type=Path, metavar="FILE", const=Path(costs.__file__),
-                        help="write the constants there (snipkern/costs.py)")  # fmt: skip
+                        help="write the constants there (snipkern/engine/costs.py)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     args = parser.parse_args(arguments)
     console = Console(width=WIDTH)

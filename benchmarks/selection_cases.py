@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import snipkern as sk
-from snipkern import topk
+from snipkern.selection import topk
 
 __all__ = ["DATA", "SUBJECT", "Choice", "build"]
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 import snipkern as sk
 from snipkern.topology import MixedTopology
-from snipkern.topology_csr import BaseTopology
+from snipkern.topology.csr import BaseTopology
 
 __all__ = ["Learner", "Recipe", "TrainingError", "bytes_held", "parameter_groups", "rate"]
 

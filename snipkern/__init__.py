@@ -7,12 +7,12 @@
 
 from snipkern import backends, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
-from snipkern.files import safetensor_pairs
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
-from snipkern.score import score
-from snipkern.select import select
+from snipkern.scoring.gradients import score
+from snipkern.selection.files import safetensor_pairs
+from snipkern.selection.select import select
 
 __version__ = "0.1.0"
 

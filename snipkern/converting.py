@@ -11,16 +11,16 @@ from typing import Any
 from torch import nn
 
 from snipkern import backends, optim, report
-from snipkern import engine as engines
 from snipkern.allocation import Flow
 from snipkern.distributed import Team
+from snipkern.engine import choice as engines
+from snipkern.engine.workload import Call, workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import convert
+from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.pruned import Pruned
-from snipkern.shards import is_sharded
-from snipkern.workload import Call, workload
 
 __all__ = ["convert_", "layers_of", "masked_pool"]
 

@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snipkern.nn.masked import guards
 from snipkern.nn.sparse import SparseWeight
-from snipkern.ranks import ranks_of
-from snipkern.shards import full, is_sharded, like, local
-from snipkern.sources import Alone, Ranks
+from snipkern.parallel.ranks import ranks_of
+from snipkern.parallel.shards import full, is_sharded, like, local
+from snipkern.selection.sources import Alone, Ranks
 
 __all__ = ["Team", "copy_kept_", "team_of"]
 

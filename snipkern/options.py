@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from snipkern.engine import ENGINES
+from snipkern.engine.choice import ENGINES
 from snipkern.layout import Layout, one_layout, require_block
 from snipkern.masks import Mask
 

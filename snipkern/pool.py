@@ -12,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from snipkern.nn.masked import guards
 from snipkern.nn.sparse import SparseWeight
-from snipkern.shards import is_sharded
+from snipkern.parallel.shards import is_sharded
 
 __all__ = ["Prunable", "prunable"]
 

@@ -18,9 +18,9 @@ from snipkern.masks import Mask
 from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
-from snipkern.score import LossFn
-from snipkern.scoring import Scoring, decided
-from snipkern.sources import Alone
+from snipkern.scoring.decide import Scoring, decided
+from snipkern.scoring.gradients import LossFn
+from snipkern.selection.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from snipkern import engine as engines
 from snipkern import report
+from snipkern.engine import choice as engines
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 

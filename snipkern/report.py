@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from snipkern.allocation.flow import Flow
-from snipkern.engine import Choice
+from snipkern.engine.choice import Choice
+from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
-from snipkern.workload import Workload
 
 __all__ = ["Layer", "table"]
 

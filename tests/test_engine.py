@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from snipkern import backends, cost_model, costs, engine, measure
-from snipkern.engine import MARGIN, NOISE, Choice, Cost, Prediction, Work, choose, predict
+from snipkern import backends
+from snipkern.engine import choice as engine
+from snipkern.engine import cost_model, costs, measure
+from snipkern.engine.choice import MARGIN, NOISE, Choice, Cost, Prediction, Work, choose, predict
+from snipkern.engine.measure import Times
+from snipkern.engine.workload import Workload
 from snipkern.masks import Mask
-from snipkern.measure import Times
 from snipkern.ops.checks import FLOATS
 from snipkern.testing import run_on, tiers
-from snipkern.workload import Workload
 
 COMPILED = [tier for tier in tiers() if tier != "reference"]
 LINEAR = Workload((4096, 4096), 4096**2 // 20, (128, 4096))

@@ -11,10 +11,11 @@ import torch
 from nets import make_cnn, make_mlp
 
 import snipkern as sk
-from snipkern import backends, measure
+from snipkern import backends
+from snipkern.engine import measure
+from snipkern.engine.workload import Call, Workload, workload
 from snipkern.masks import Mask
 from snipkern.ops.checks import FLOATS
-from snipkern.workload import Call, Workload, workload
 
 compiled = pytest.mark.skipif(backends.best_isa() is None, reason="no compiled kernels")
 LINEAR = Workload((24, 16), 0, (6, 16))

@@ -14,14 +14,14 @@ from nets import make_mlp
 from torch import nn
 
 import snipkern as sk
-from snipkern import engine
-from snipkern.engine import Choice, choose
+from snipkern.engine import choice as engine
+from snipkern.engine.choice import Choice, choose
+from snipkern.engine.measure import Times
+from snipkern.engine.workload import Workload
 from snipkern.masks import Mask
-from snipkern.measure import Times
 from snipkern.nn import SparseLinear
 from snipkern.testing import random_block_mask, run_on, tiers
 from snipkern.topology import BlockTopology
-from snipkern.workload import Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCK = (4, 2)

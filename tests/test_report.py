@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snipkern.engine import Choice
+from snipkern.engine.choice import Choice
 from snipkern.report import Layer, table
 
 WHY = "masked would be slower still: measured 0.8x dense for 64 rows (predicted 1.2x)"

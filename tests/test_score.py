@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import snipkern as sk
-from snipkern.score import variance_scaling
+from snipkern.scoring.gradients import variance_scaling
 
 
 def test_score_is_the_derivative_of_the_loss_by_a_connection_switch(vectors):

@@ -15,11 +15,11 @@ from snipkern import Mask
 from snipkern.ops.reference_saliency import keys_of
 from snipkern.ops.schema_saliency import INFINITY_KEY
 from snipkern.ops.schema_saliency import SCORES as OP_SCORES
-from snipkern.select import kept_count, select
-from snipkern.sources import Alone, Pairs
+from snipkern.selection.select import kept_count, select
+from snipkern.selection.sources import Alone, Pairs
 from snipkern.testing import run_on, tiers
 
-module = sys.modules["snipkern.topk"]
+module = sys.modules["snipkern.selection.topk"]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Tuning that sends a few weights down the paths of large models.
 SAMPLED = {"direct": 0, "clusters": (4, 64), "clusters_per_weights": 1.0}

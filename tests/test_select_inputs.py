@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern.select import kept_count, select
+from snipkern.selection.select import kept_count, select
+from snipkern.selection.topk import Tuning
 from snipkern.testing import run_on, tiers
-from snipkern.topk import Tuning
 
-module = sys.modules["snipkern.topk"]
+module = sys.modules["snipkern.selection.topk"]
 SAMPLED = dataclasses.replace(Tuning(), direct=0, clusters=(4, 64))
 
 

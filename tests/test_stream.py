@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snipkern as sk
 from snipkern.pool import prunable
-from snipkern.score import gradients
+from snipkern.scoring.gradients import gradients
 from snipkern.testing import peak_allocated
 
 pytestmark = pytest.mark.usefixtures("one_thread")

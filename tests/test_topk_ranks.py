@@ -12,9 +12,9 @@ import torch
 from test_select import FULL, NARROW, SAMPLED, by_sorting, mappings, tuning
 
 from snipkern import Mask
-from snipkern.sources import Pairs
+from snipkern.selection.sources import Pairs
+from snipkern.selection.topk import top_words
 from snipkern.testing import run_on
-from snipkern.topk import top_words
 
 
 class Team:

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from snipkern import Mask
 from snipkern.topology import Topology
-from snipkern.topology_csr import unpacked_index
+from snipkern.topology.csr import unpacked_index
 
 CPU = torch.device("cpu")
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=12)).map(

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern import Mask, topology_block, topology_csr
+from snipkern import Mask
 from snipkern.layout import Layout
 from snipkern.testing import random_block_mask, random_mask
 from snipkern.topology import BlockTopology, MixedTopology, Topology, build
+from snipkern.topology import block as topology_block
+from snipkern.topology import csr as topology_csr
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.pool import Prunable
-from snipkern.select import kept_count, select
+from snipkern.selection.select import kept_count, select
 
 __all__ = ["Allocated", "allocate"]
 
@@ -54,7 +54,7 @@ def allocate(
     """Masks for a pool of parameters.
 
     Args:
-        pairs: Weight and gradient of each, as for :func:`snipkern.select.select`. A lazy mapping is asked for one
+        pairs: Weight and gradient of each, as for :func:`snipkern.select`. A lazy mapping is asked for one
             parameter at a time, in an order that follows from scores and options alone.
         keep: Fraction or number to keep.
         options: How the kept weights are shared out.

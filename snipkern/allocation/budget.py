@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snipkern.masks import Mask
-from snipkern.select import select
+from snipkern.selection.select import select
 
 __all__ = ["budgets", "erk", "floors"]
 

@@ -27,9 +27,10 @@ from snipkern.allocation.channels import (
     repeated,
     united,
 )
+from snipkern.allocation.functions import CALL, KEEPING, LAYERS, LOOKUPS, REDUCING, RESHAPING, UNITING
+from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
-from snipkern.score import LossFn, default_loss
-from snipkern.shards import is_sharded
+from snipkern.scoring.gradients import LossFn, default_loss
 
 __all__ = ["Graph", "Watch", "watching"]
 
@@ -58,27 +59,6 @@ class Graph:
         """The names in forward order; those that were not seen come last."""
         place = {name: i for i, name in enumerate(self.inputs)}
         return sorted(names, key=lambda name: place.get(name, len(place)))
-
-
-KEEPING = frozenset(
-    """relu relu_ relu6 gelu silu elu selu celu mish leaky_relu hardswish hardtanh hardsigmoid tanh sigmoid softplus
-    threshold threshold_ prelu rrelu logsigmoid softsign tanh_ sigmoid_ clamp clamp_ clamp_min abs square sqrt rsqrt exp
-    log log1p neg pow dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ batch_norm
-    layer_norm group_norm instance_norm rms_norm local_response_norm max_pool1d max_pool2d max_pool3d avg_pool1d
-    avg_pool2d avg_pool3d lp_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d interpolate contiguous clone detach to float half bfloat16 double type
-    type_as cuda cpu requires_grad_ nan_to_num""".split()
-)
-UNITING = frozenset(
-    """add add_ sub sub_ mul mul_ div div_ true_divide maximum minimum __add__ __radd__ __iadd__
-    __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ rsub""".split()
-)
-RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())
-REDUCING = frozenset("mean sum amax amin".split())
-LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
-CALL = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-# Tables: what comes out has its own dimension of features, whatever went in.
-LOOKUPS = frozenset({"embedding", "embedding_bag"})
 
 
 @dataclass(frozen=True)

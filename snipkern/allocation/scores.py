@@ -1,6 +1,6 @@
 """What is asked of the scores of one layer: sums by blocks, scales of rows and columns, the largest. Never a copy.
 
-A score is ``|w * g|`` as in :func:`snipkern.select.select`, of a weight seen as ``[rows, cols]``, everything but the
+A score is ``|w * g|`` as in :func:`snipkern.select`, of a weight seen as ``[rows, cols]``, everything but the
 first dimension being columns. All results are the same on every backend and for every thread count.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from snipkern.allocation.balance import SWEEPS
 from snipkern.masks import Mask
 from snipkern.ops.schema_saliency import SNIP
-from snipkern.sources import Alone, Pairs
-from snipkern.topk import top_words
+from snipkern.selection.sources import Alone, Pairs
+from snipkern.selection.topk import top_words
 
 __all__ = ["Grid", "Live", "Scales", "block_sums", "features", "half_scales", "largest", "largest_outside"]
 

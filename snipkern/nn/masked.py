@@ -26,7 +26,7 @@ from snipkern.nn import state
 from snipkern.nn.state import MASK_SUFFIX
 from snipkern.ops.checks import FLOATS
 from snipkern.ops.eager import differentiable
-from snipkern.shards import is_sharded, like, local
+from snipkern.parallel.shards import is_sharded, like, local
 
 __all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
 

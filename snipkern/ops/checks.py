@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snipkern.topology_csr import index_words
+from snipkern.topology.csr import index_words
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -21,8 +21,8 @@ from snipkern.ops.reference_saliency_sums import saliency_block_sums as saliency
 from snipkern.ops.reference_saliency_sums import saliency_sweep as saliency_sweep
 from snipkern.ops.reference_zero_pruned import zero_pruned as zero_pruned
 from snipkern.ops.reference_zero_pruned import zero_pruned_ as zero_pruned_
-from snipkern.topology_block import block_flat_index
-from snipkern.topology_csr import flat_index
+from snipkern.topology.block import block_flat_index
+from snipkern.topology.csr import flat_index
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from snipkern import backends, costs, engine
-from snipkern.engine import Cost, Work
+from snipkern import backends
+from snipkern.engine import choice as engine
+from snipkern.engine import costs
+from snipkern.engine.choice import Cost, Work
 from snipkern.topology import BlockTopology
 
 compiled = pytest.mark.skipif(backends.best_isa() is None, reason="no compiled kernels")

@@ -423,7 +423,7 @@ def what_fails_on_one_rank_fails_on_all():
         raises(kind, text, lambda: sk.prune_(model, good, KEEP, loss_fn=broken))
         raises(kind, text, lambda: sk.prune_(model, good, KEEP, loss_fn=broken, memory="stream"))
         text = "no second" if last else at
-        from snipkern import topk
+        from snipkern.selection import topk
 
         direct, topk.TUNING = topk.TUNING, topk.Tuning(direct=0)  # more than one walk
         raises(kind, text, lambda: sk.prune_(model, good, KEEP, loss_fn=late, memory="stream"))

@@ -23,7 +23,7 @@ from snipkern.triton_kernels import saliency
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = (0, 1, 63, 64, 65, 128, saliency.TILE - 1, saliency.TILE, saliency.TILE + 1, 2 * saliency.TILE + 77)
-selection = importlib.import_module("snipkern.topk")
+selection = importlib.import_module("snipkern.selection.topk")
 
 
 def pair(shape, dtypes=(torch.float32, torch.float32), levels=50):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snipkern.layout import Layout, require_block
 from snipkern.masks import Mask
-from snipkern.topology_csr import CHUNK, Topology, byte_rows, unpacked
+from snipkern.topology.csr import CHUNK, Topology, byte_rows, unpacked
 
 __all__ = ["BlockTopology"]
 
@@ -34,7 +34,7 @@ class BlockTopology(Topology):
     ``4 * (rows + cols)`` more.
 
     Raises:
-        ValueError: As :class:`~snipkern.topology_csr.BaseTopology`; for a block that is not two positive numbers, for
+        ValueError: As :class:`~snipkern.topology.csr.BaseTopology`; for a block that is not two positive numbers, for
             orders that do not fit, and for a mask that keeps a part of a block.
     """
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from snipkern import backends
-from snipkern.costs import AMX, COSTS
-from snipkern.workload import Workload
+from snipkern.engine.costs import AMX, COSTS
+from snipkern.engine.workload import Workload
 
 __all__ = ["SPARSE_ENGINES", "Cost", "Prediction", "Work", "predict"]
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from snipkern import backends
+from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import sparse_copy
 from snipkern.nn.masked import MaskGuard
-from snipkern.workload import Workload
 
 __all__ = ["Steps", "Times", "forbidden", "measure", "steps"]
 

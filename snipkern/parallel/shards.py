@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snipkern.masks import WORD_BITS, Mask
-from snipkern.sources import Ranks
+from snipkern.selection.sources import Ranks
 
 __all__ = ["Cut", "Gathered", "Looks", "Shards", "assembled", "full", "is_sharded", "like", "local", "require_reducing"]
 

@@ -10,13 +10,13 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from snipkern.backward import clear_gradients, recomputes, require_no_hooks
+from snipkern.engine.workload import Call
+from snipkern.parallel.shards import Cut, Looks
 from snipkern.pool import Prunable
-from snipkern.randomness import random_states, set_random_states
-from snipkern.score import LossFn, checked_loss, default_loss, first_of, noted_calls, preserved, redrawn
-from snipkern.shards import Cut, Looks
-from snipkern.sources import Ranks
-from snipkern.workload import Call
+from snipkern.scoring.backward import clear_gradients, recomputes, require_no_hooks
+from snipkern.scoring.gradients import LossFn, checked_loss, default_loss, first_of, noted_calls, preserved, redrawn
+from snipkern.scoring.randomness import random_states, set_random_states
+from snipkern.selection.sources import Ranks
 
 __all__ = ["Stream"]
 
@@ -30,7 +30,7 @@ class Stream:
     of torch's threads stays. A gradient is looked at as soon as it is complete, and then freed.
 
     Args:
-        model, loader, pool, loss_fn, redraw, seed, progress: As for :func:`snipkern.score.gradients`.
+        model, loader, pool, loss_fn, redraw, seed, progress: As for :func:`snipkern.scoring.gradients.gradients`.
         ranks: Those with batches of their own; gradients are averaged over them.
         cut: Of a sharded model: what each rank looks at. None: every rank looks at everything.
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from snipkern import backends
-from snipkern.cost_model import BLOCK_KINDS as BLOCK_KINDS
-from snipkern.cost_model import SPARSE_ENGINES, Cost, Prediction, Work, predict
-from snipkern.cost_model import has_amx as has_amx
-from snipkern.cost_model import row as row
+from snipkern.engine.cost_model import BLOCK_KINDS as BLOCK_KINDS
+from snipkern.engine.cost_model import SPARSE_ENGINES, Cost, Prediction, Work, predict
+from snipkern.engine.cost_model import has_amx as has_amx
+from snipkern.engine.cost_model import row as row
+from snipkern.engine.measure import Times, forbidden, measure
+from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
-from snipkern.measure import Times, forbidden, measure
-from snipkern.workload import Workload
 
 __all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from snipkern.backward import accumulated, recomputes
+from snipkern.engine.workload import Call
+from snipkern.parallel.shards import is_sharded
 from snipkern.pool import FilterFn, Prunable, prunable
-from snipkern.randomness import random_states, set_random_states
-from snipkern.shards import is_sharded
-from snipkern.workload import Call
+from snipkern.scoring.backward import accumulated, recomputes
+from snipkern.scoring.randomness import random_states, set_random_states
 
 __all__ = ["Gradients", "gradients", "score"]
 

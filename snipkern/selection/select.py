@@ -9,8 +9,8 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 from snipkern.ops.schema_saliency import SCORES
-from snipkern.sources import Alone, Pairs
-from snipkern.topk import top_words
+from snipkern.selection.sources import Alone, Pairs
+from snipkern.selection.topk import top_words
 
 __all__ = ["kept_count", "select"]
 

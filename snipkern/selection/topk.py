@@ -7,8 +7,8 @@
 Where the interval missed, or holds too many (ties), histograms of the keys narrow it down, at most two passes, and one
 more pass writes the mask: four reads at most. The sample can only cost time: the mask never depends on it.
 
-All steps walk over a :class:`~snipkern.sources.Source`. Where several ranks select together, each walks over its part,
-and they exchange the sample and counts: some kilobytes, whatever the size of the model.
+All steps walk over a :class:`~snipkern.selection.sources.Source`. Where several ranks select together, each walks over
+its part, and they exchange the sample and counts: some kilobytes, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.key_bins import bin_of, bins_of, pieces_of
 from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, MAGNITUDE, OBD, SIGNED, SNIP
-from snipkern.sources import Counts, Ranks, Source, require_finite
+from snipkern.selection.key_bins import bin_of, bins_of, pieces_of, places
+from snipkern.selection.sources import Counts, Ranks, Source, require_finite
 
 __all__ = ["top_words"]
 
@@ -181,17 +181,12 @@ def _sample(search: Search) -> NDArray[np.int32]:
     least, most = TUNING.clusters
     clusters = max(least, min(most, int(TUNING.clusters_per_weights * search.total ** (2 / 3))))
     clusters = -(-clusters * here // search.total)  # a rank samples in proportion to its part
-    places = (np.arange(clusters) + np.random.default_rng(0).random(clusters)) * (here / max(clusters, 1))
-    starts = np.minimum(places.astype(np.int64), here - 1)
-    ends = np.cumsum(sizes)
-    bounds = np.searchsorted(starts, ends).tolist()
+    sampled = places(sizes, clusters, TUNING.cluster)
 
     def look(i: int, weight: Tensor, gradient: Tensor) -> NDArray[np.int32]:
-        mine = starts[bounds[i - 1] if i else 0 : bounds[i]]
-        if not mine.size:
+        if not sampled[i].size:
             return np.empty((0, TUNING.cluster), dtype=np.int32)
-        local = (mine - (ends[i] - sizes[i])) // TUNING.cluster * TUNING.cluster
-        at = torch.from_numpy(local).to(weight.device)
+        at = torch.from_numpy(sampled[i]).to(weight.device)
         return ops.saliency_sample(weight, gradient, at, TUNING.cluster, *search.weighing(i)).cpu().numpy()
 
     return np.concatenate([np.empty((0, TUNING.cluster), dtype=np.int32), *search.walk(look)])

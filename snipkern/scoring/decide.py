@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from snipkern.allocation import Allocated, Allocation, Graph, allocate, watching
-from snipkern.backward import accumulated
 from snipkern.distributed import Team
+from snipkern.engine.workload import Call
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import flat_chunks
+from snipkern.parallel.shards import Cut, Gathered, Shards, assembled, require_reducing
 from snipkern.pool import Prunable
-from snipkern.score import LossFn, gradients
-from snipkern.select import kept_count
-from snipkern.shards import Cut, Gathered, Shards, assembled, require_reducing
-from snipkern.sources import Alone, Ranks, Source
-from snipkern.stream import Stream, agreed_loss
-from snipkern.topk import top_words
-from snipkern.workload import Call
+from snipkern.scoring.backward import accumulated
+from snipkern.scoring.gradients import LossFn, gradients
+from snipkern.scoring.stream import Stream, agreed_loss
+from snipkern.selection.select import kept_count
+from snipkern.selection.sources import Alone, Ranks, Source
+from snipkern.selection.topk import top_words
 
 __all__ = ["Scoring", "decided"]
 

@@ -1,4 +1,4 @@
-"""Topologies: the index lists that sparse kernels walk, built once from a mask."""
+"""Topologies of blocks with single weights beside them, and which topology a mask and its layout call for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 from snipkern.layout import Layout
 from snipkern.masks import Mask
-from snipkern.topology_block import BlockTopology
-from snipkern.topology_csr import BaseTopology, Topology
+from snipkern.topology.block import BlockTopology
+from snipkern.topology.csr import BaseTopology, Topology
 
-__all__ = ["BaseTopology", "BlockTopology", "MixedTopology", "Topology", "build"]
+__all__ = ["MixedTopology", "build"]
 
 
 class MixedTopology(BaseTopology):

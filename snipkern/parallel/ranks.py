@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.sources import Alone, Counts, Ranks
+from snipkern.selection.sources import Alone, Counts, Ranks
 
 __all__ = ["Group", "ranks_of"]
 

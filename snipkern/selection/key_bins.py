@@ -1,4 +1,4 @@
-"""Counts of score keys by equal bins, from which selection finds its threshold."""
+"""Where selection looks for its threshold: sampled places, and counts of score keys by equal bins."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from snipkern.sources import Counts
+from snipkern.selection.sources import Counts
 
-__all__ = ["bin_of", "bins_of", "pieces_of"]
+__all__ = ["bin_of", "bins_of", "pieces_of", "places"]
 
 PIECE = 1 << 15  # keys that are binned at a time
+
+
+def places(sizes: Sequence[int], clusters: int, step: int) -> list[Counts]:
+    """Random places among parameters of these sizes, one in each of equal strata of all elements.
+
+    Returns:
+        For each parameter, flat indices of its own, multiples of ``step``.
+    """
+    total = sum(sizes)
+    drawn = (np.arange(clusters) + np.random.default_rng(0).random(clusters)) * (total / max(clusters, 1))
+    starts = np.minimum(drawn.astype(np.int64), total - 1)
+    ends = np.cumsum(sizes)
+    parts = np.split(starts, np.searchsorted(starts, ends[:-1]))
+    return [(part - (end - size)) // step * step for part, end, size in zip(parts, ends, sizes, strict=True)]
 
 
 def bin_of(counts: Counts, above: int, kept: int) -> tuple[int, int, int]:

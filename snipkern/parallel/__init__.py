@@ -1,0 +1,1 @@
+"""Several processes: deciding together, and the part of each of what is sharded."""

@@ -1,0 +1,1 @@
+"""Selection: the exact global top of the scores, from tensors, files, streams or shards."""
