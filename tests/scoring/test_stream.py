@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import make_cnn, make_mlp
+from selecting import FULL, NARROW, SAMPLED, tuning
 from test_prune_errors import assert_untouched, snapshot
-from test_select import FULL, NARROW, SAMPLED, tuning
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

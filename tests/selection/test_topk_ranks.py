@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from test_select import FULL, NARROW, SAMPLED, by_sorting, mappings, tuning
+from selecting import FULL, NARROW, SAMPLED, by_sorting, mappings, tuning
 
 from snipkern import Mask
 from snipkern.selection.sources import Pairs
