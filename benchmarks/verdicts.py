@@ -171,8 +171,8 @@ def acceptance(results: Sequence[Result]) -> list[Verdict]:
 
 def _selection(result: Result) -> list[Verdict]:
     """Of a case of the sweep: time in reads, against sorting a copy, extra memory, exactness."""
-    if result.group != "sweep" or not result.timings:
-        return []
+    if result.group != "sweep" or not result.timings or result.settings["weights"] < min(READS) // 100:
+        return []  # tiny sizes prove nothing
     settings, facts, name = result.settings, result.facts, f"selection of {result.name}"
     plain = settings["data"] == "normal" and settings["keep"] == KEEP
     single = plain and {settings["dtype"], settings["gradient_dtype"]} == {"float32"}
