@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["Mask"]
 
 WORD_BITS = 64
+COUNTED = 1 << 15  # words
 
 
 class Mask:
@@ -47,7 +48,10 @@ class Mask:
             raise ValueError(f"Mask: bits beyond element {numel} must be zero (got a set bit)")
         self.words = words.contiguous()
         self.shape = shape
-        self._count = int(np.bitwise_count(self.words.numpy().view(np.uint64)).sum(dtype=np.int64))
+        bits = self.words.numpy().view(np.uint64)
+        # Some words at a time: their counts then stay in the cache, and need no memory of the mask's order.
+        pieces = (bits[at : at + COUNTED] for at in range(0, bits.size, COUNTED))
+        self._count = sum(int(np.bitwise_count(piece).sum(dtype=np.int64)) for piece in pieces)
 
     @classmethod
     def from_dense(cls, kept: Tensor) -> Mask:

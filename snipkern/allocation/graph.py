@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snipkern.allocation.channels import (
-    Channels,
-    Outputs,
-    Outside,
-    Unknown,
-    concatenated,
-    repeated,
-    united,
-)
+from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, concatenated, repeated, united
 from snipkern.allocation.functions import CALL, KEEPING, LAYERS, LOOKUPS, REDUCING, RESHAPING, UNITING
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
@@ -124,10 +116,24 @@ class Watch(TorchFunctionMode):
         view that was written to), may come from anything before.
         """
         if tensor.grad_fn is not None and tensor not in self._origins:
-            self.graph.used += self._made
-            self._made.clear()  # they stay used
-            self._origins[tensor] = None
+            same = self._passed_on(tensor)
+            if same is None:
+                self.graph.used += self._made
+                self._made.clear()  # they stay used
+            self._origins[tensor] = None if same is None else self._origins[same]
         return self._origins.get(tensor)
+
+    def _passed_on(self, tensor: Tensor) -> Tensor | None:
+        """What ``fully_shard`` hands to a module as this tensor, by an identity function of its own; else None."""
+        function = tensor.grad_fn
+        if not self._sharded or function is None or "RegisterPostBackwardFunction" not in function.name():
+            return None
+        before = [made for made, _ in function.next_functions]
+        for known in self._origins:
+            same = known.data_ptr() == tensor.data_ptr() and known.shape == tensor.shape
+            if same and any(known.grad_fn is made for made in before):
+                return known
+        return None
 
     def _origin(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]

@@ -132,10 +132,7 @@ def top_words(
     Raises:
         ValueError: For a weight or gradient that is not finite, on all ranks; for scales that make one so.
     """
-    return _search(Search(source, ranks, total, kept, score, scales))
-
-
-def _search(search: Search) -> list[Tensor]:
+    search = Search(source, ranks, total, kept, score, scales)
     low, high = _bracket(search)
     parts = _partition(search, low, high)
     interval = _interval(search, parts, low, high)
@@ -273,7 +270,6 @@ def _narrow(search: Search, interval: Interval) -> Interval:
     while interval.low < interval.high and interval.inside > search.capacity:
         low, high = interval.low, interval.high
         shift = max(0, (high - low).bit_length() - TUNING.bits)
-
         total = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
 
         def look(

@@ -77,4 +77,4 @@ def test_a_share_that_is_a_whole_number_is_that_number(share, size):
 
 def test_uniform_needs_a_layer(pairs):
     with pytest.raises(ValueError, match=r"first layer to keep dense \(got biases alone\)"):
-        budgets({"d": pairs["d"]}, 2, "uniform", None, ["d"])
+        budgets({"d": pairs["d"]}, {"d": SHAPES["d"]}, 2, "uniform", None, ["d"])
