@@ -7,6 +7,7 @@
 
 from snipkern import backends, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
@@ -17,6 +18,7 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "Layout",
     "Mask",
     "Plan",
     "Pruned",
