@@ -93,16 +93,18 @@ class _Allocator:
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))
-        shapes = {entry.fqn: entry.parameter.shape for entry in pool}
-        kept = kept_count(sum(shape.numel() for shape in shapes.values()), keep)
-        self.least = floors(shapes, kept, options.min_keep)
-        self.counts, self.selected = budgets(pairs, shapes, kept, options.scope, options.min_keep, self.order)
+        self.shapes = {entry.fqn: entry.parameter.shape for entry in pool}
+        # What was last asked for each layer, and the answer.
+        self.last: dict[str, tuple[tuple[object, ...], tuple[Mask, Layout | None]]] = {}
+        kept = kept_count(sum(shape.numel() for shape in self.shapes.values()), keep)
+        self.least = floors(self.shapes, kept, options.min_keep)
+        self.counts, self.selected = budgets(pairs, self.shapes, kept, options.scope, options.min_keep, self.order)
         block = options.block
-        self.blocked = {name for name, shape in shapes.items() if block is not None and has_blocks(shape, block)}
-        if options.scope == "global" and self._too_few(shapes):
-            self.counts = erk(shapes, kept, self.least)
+        self.blocked = {name for name, shape in self.shapes.items() if block is not None and has_blocks(shape, block)}
+        if options.scope == "global" and self._too_few():
+            self.counts = erk(self.shapes, kept, self.least)
 
-    def _too_few(self, shapes: Mapping[str, torch.Size]) -> bool:
+    def _too_few(self) -> bool:
         """Whether most of what is pruned in blocks may not even keep one block in each block row.
 
         Then budgets by single scores say little: a few blocks more or less decide whether a layer passes anything on.
@@ -110,8 +112,9 @@ class _Allocator:
         if self.options.block is None:
             return False
         width = self.options.block[1]
-        few = [name for name in self.blocked if 0 < self.counts[name] < shapes[name][0] * width]
-        return 2 * sum(shapes[name].numel() for name in few) > sum(shapes[name].numel() for name in self.blocked)
+        few = [name for name in self.blocked if 0 < self.counts[name] < self.shapes[name][0] * width]
+        weights, blocked = (sum(self.shapes[name].numel() for name in names) for names in (few, self.blocked))
+        return 2 * weights > blocked
 
     def run(self) -> Allocated:
         """Layer by layer, forwards, and again for as long as that brings more of the kept weights to life.
@@ -134,30 +137,42 @@ class _Allocator:
         layouts: dict[str, Layout] = {}
         unspent = 0
         for name in self.order:
-            weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
-            columns = cascade.columns(name, weight.shape) if weight.dim() > 1 else None
+            shape = self.shapes[name]
+            matrix = len(shape) > 1
+            columns = cascade.columns(name, shape) if matrix else None
             live = Live()
-            if self.options.cascade and weight.dim() > 1:
+            if self.options.cascade and matrix:
                 read = before[name].read if name in before else None
                 live = Live(*(None if flags is None or flags.all() else flags for flags in (read, columns)))
             budget = self.counts[name]
-            if weight.dim() > 1 and budget:
-                budget = min(max(budget + unspent, self.least[name], 1), weight.numel())
+            if matrix and budget:
+                budget = min(max(budget + unspent, self.least[name], 1), shape.numel())
                 unspent += self.counts[name]
-            if name in self.blocked and budget:
-                ordered = self.options.ordered() and name in self.linear
-                masks[name], layouts[name] = block_mask(
-                    weight, gradient, live, budget, self.options, ordered, self.least[name]
-                )
-            elif self._is_selected(name, budget, live):
-                masks[name] = self.selected[name]
-            else:
-                masks[name] = element_mask(weight, gradient, live, budget, self.options.balance)
-            if weight.dim() > 1 and budget:
+            masks[name], layout = self._chosen(name, live, budget)
+            if layout is not None:
+                layouts[name] = layout
+            if matrix and budget:
                 unspent -= masks[name].count()
             cascade.keep(name, masks[name], columns)
         masks = {name: masks[name] for name in self.pairs}
         return Allocated(masks, layouts, flows(self.graph, masks, self.order))
+
+    def _chosen(self, name: str, live: Live, budget: int) -> tuple[Mask, Layout | None]:
+        """What a layer keeps, and how that lies in blocks: as the last time, if the same is asked for."""
+        asked = budget, *(None if flags is None else flags.tobytes() for flags in (live.rows, live.cols))
+        if name not in self.last or self.last[name][0] != asked:
+            self.last[name] = asked, self._choose(name, live, budget)
+        return self.last[name][1]
+
+    def _choose(self, name: str, live: Live, budget: int) -> tuple[Mask, Layout | None]:
+        blocked = name in self.blocked and budget > 0
+        if not blocked and self._is_selected(name, budget, live):
+            return self.selected[name], None
+        weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
+        if blocked:
+            ordered = self.options.ordered() and name in self.linear
+            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name])
+        return element_mask(weight, gradient, live, budget, self.options.balance), None
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""
