@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -68,8 +67,8 @@ def layers_of(
         with _naming(entry):
             choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = type(module).__name__, None if layout is None else layout.block
-        row = report.Layer(entry.fqn, kind, shape, mask.count(), mask.numel, choice, block, work, layout)
-        layers.append(replace(row, flow=flows.get(entry.fqn)))
+        kept, flow = mask.count(), flows.get(entry.fqn)
+        layers.append(report.Layer(entry.fqn, kind, shape, kept, mask.numel, choice, block, work, layout, flow))
     return layers
 
 

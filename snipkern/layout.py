@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snipkern.masks import Mask
 
-__all__ = ["Layout", "has_room", "one_layout", "require_block"]
+__all__ = ["Layout", "block_sides", "has_room", "one_layout", "require_block"]
 
 INT32_LIMIT = 2**31
 
@@ -53,6 +55,11 @@ class Layout:
     def ordered(self) -> bool:
         """Whether rows or columns lie in another order than in the weight."""
         return self.row_order is not None or self.col_order is not None
+
+
+def block_sides(size: int, side: int) -> NDArray[np.int64]:
+    """Rows (or columns) of each block row (or block column) among ``size`` of them; the last one may have fewer."""
+    return np.minimum(side, size - side * np.arange(-(-size // side)))
 
 
 def require_block(op: str, block: object) -> tuple[int, int]:

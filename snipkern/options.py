@@ -90,9 +90,3 @@ def memory_of(memory: str, batches: int, global_only: str | None) -> None:
         raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
     if memory == "stream" and global_only:
         raise ValueError(f"prune: memory='stream' goes with the plain global selection alone (got {global_only})")
-
-
-def sharded_of(paper: bool) -> None:
-    """Checks what can't be done with a sharded model."""
-    if paper:
-        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")

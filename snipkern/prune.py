@@ -93,8 +93,8 @@ def plan(
     other = shares.described() or ("criterion='random'" if criterion == "random" else None)
     options.memory_of(memory, batches, other)
     team = team_of(model, process_group)
-    if team.sharded:
-        options.sharded_of(paper)
+    if team.sharded and paper:
+        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
     how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)

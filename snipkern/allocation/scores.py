@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snipkern.allocation.balance import SWEEPS
+from snipkern.layout import block_sides
 from snipkern.masks import Mask
 from snipkern.ops.schema_saliency import SNIP
 from snipkern.selection.sources import Alone, Pairs
@@ -57,11 +58,7 @@ class Grid:
 
     def sizes(self) -> Ints:
         """Weights of each block; those on the far edges have fewer."""
-        heights, widths = (
-            np.minimum(side, size - side * np.arange(count))
-            for side, size, count in zip(self.block, (self.rows, self.cols), self.shape, strict=True)
-        )
-        return np.outer(heights, widths)
+        return np.outer(block_sides(self.rows, self.block[0]), block_sides(self.cols, self.block[1]))
 
     def dense(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Blocks as elements of the weight, ``[rows, cols]``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snipkern.layout import Layout
 from snipkern.masks import Mask
+from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology, build
 
 MASK_SUFFIX = "_mask"
@@ -106,7 +107,7 @@ def row_major(key: str, values: Tensor, mask: Mask, saved: Layout | None) -> Ten
         raise ValueError(f"{key}_values: must be [{mask.count()}] (got {list(values.shape)})")
     if same_order(saved, None):
         return values.detach()
-    if hasattr(values, "device_mesh"):  # a DTensor, without importing torch.distributed to ask
+    if is_sharded(values):
         raise ValueError(f"{key}_values: must be saved in the module's layout to be loaded as shards (got another one)")
     return values.detach()[build(mask, saved).flat_index(values.device).argsort()]
 

@@ -68,17 +68,17 @@ def require_pair(
             f"{list(gradient.shape)} on {gradient.device}",
         )
     rows, cols = matrix_shape(weight)
-    require_scale(name, "row_scale", row_scale, rows)
-    require_scale(name, "col_scale", col_scale, cols)
+    require_vector(name, "row_scale", row_scale, rows, torch.float32)
+    require_vector(name, "col_scale", col_scale, cols, torch.float32)
 
 
-def require_scale(name: str, what: str, scale: Tensor | None, size: int) -> None:
-    if scale is not None:
+def require_vector(name: str, what: str, vector: Tensor | None, size: int, dtype: torch.dtype) -> None:
+    if vector is not None:
         require(
-            scale.dtype == torch.float32 and list(scale.shape) == [size],
+            vector.dtype == dtype and list(vector.shape) == [size],
             name,
-            f"{what} must be float32 [{size}]",
-            f"{list(scale.shape)} {scale.dtype}",
+            f"{what} must be {str(dtype).removeprefix('torch.')} [{size}]",
+            f"{list(vector.shape)} {vector.dtype}",
         )
 
 

@@ -18,7 +18,7 @@ from snipkern.ops.schema_saliency import (
     WEIGHING,
     matrix_shape,
     require_pair,
-    require_scale,
+    require_vector,
 )
 
 #: Row parts of a sweep, each with column sums of its own.
@@ -26,16 +26,6 @@ SWEEP_PARTS = 16
 #: Partial sums of a row in a sweep: the elements j with one remainder of j / 16.
 SWEEP_LANES = 16
 LEAST_SUM = 1e-30
-
-
-def require_order(name: str, what: str, order: Tensor | None, size: int) -> None:
-    if order is not None:
-        require(
-            order.dtype == torch.int64 and list(order.shape) == [size],
-            name,
-            f"{what} must be int64 [{size}]",
-            f"{list(order.shape)} {order.dtype}",
-        )
 
 
 @op(
@@ -75,8 +65,8 @@ def saliency_block_sums(
         (block_height, block_width),
     )
     rows, cols = matrix_shape(weight)
-    require_order(name, "row_order", row_order, rows)
-    require_order(name, "col_order", col_order, cols)
+    require_vector(name, "row_order", row_order, rows, torch.int64)
+    require_vector(name, "col_order", col_order, cols, torch.int64)
     return weight.new_empty(-(-rows // block_height), -(-cols // block_width), dtype=torch.float64)
 
 
@@ -103,6 +93,6 @@ def saliency_sweep(
     name = "saliency_sweep"
     require_pair(name, weight, gradient, score)
     rows, cols = matrix_shape(weight)
-    require_scale(name, "col_scale", col_scale, cols)
+    require_vector(name, "col_scale", col_scale, cols, torch.float32)
     require(score in (SNIP, MAGNITUDE), name, "score must be 0 or 1, which is never negative", score)
     return weight.new_empty(rows, dtype=torch.float32), weight.new_empty(cols, dtype=torch.float32)

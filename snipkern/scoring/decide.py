@@ -106,18 +106,15 @@ def _decided(
 
 def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:
     words = top_words(source, ranks, _total(pool), kept)
-    return Allocated(_masks(words, source, pool, ranks), {}, {})
+    masks = {
+        entry.fqn: assembled(ranks, part, size, entry.parameter.shape)
+        for entry, part, size in zip(pool, words, source.sizes, strict=True)
+    }
+    return Allocated(masks, {}, {})
 
 
 def _total(pool: Sequence[Prunable]) -> int:
     return sum(entry.parameter.numel() for entry in pool)
-
-
-def _masks(words: Sequence[Tensor], source: Source, pool: Sequence[Prunable], ranks: Ranks) -> dict[str, Mask]:
-    return {
-        entry.fqn: assembled(ranks, part, size, entry.parameter.shape)
-        for entry, part, size in zip(pool, words, source.sizes, strict=True)
-    }
 
 
 def _global_rank() -> int:

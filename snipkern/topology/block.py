@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.layout import Layout, require_block
+from snipkern.layout import Layout, block_sides, require_block
 from snipkern.masks import Mask
 from snipkern.topology.csr import CHUNK, Topology, byte_rows, unpacked
 
@@ -61,10 +61,9 @@ class BlockTopology(Topology):
     def _build(self) -> Tensor:
         height, width = self.block
         orders = [self._order("row_order", self.rows), self._order("col_order", self.cols)]
-        block_rows, block_cols = -(-self.rows // height), -(-self.cols // width)
+        heights, widths = block_sides(self.rows, height), block_sides(self.cols, width)
+        block_rows, block_cols = heights.size, widths.size
         row, col = self._kept_blocks(block_rows, block_cols, *orders)
-        heights = np.minimum(height, self.rows - height * np.arange(block_rows))
-        widths = np.minimum(width, self.cols - width * np.arange(block_cols))
         weights = heights * np.bincount(row, widths[col], block_rows).astype(np.int64)
         by_row, by_col = np.bincount(row, minlength=block_rows), np.bincount(col, minlength=block_cols)
         start, row_ptr, col_ptr = (np.concatenate(([0], np.cumsum(sums))) for sums in (weights, by_row, by_col))
