@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
+from arguments import count, not_negative, positive_float, positive_int, share
 from gpt_model import SIZES
 
 __all__ = ["parse"]
@@ -16,41 +16,6 @@ EPILOG = """sizes (parameters with their own context):
     f" {size.parameters() / 1e6:,.1f} million"
     for name, size in SIZES.items()
 )
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {text})")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 2**63 (got {text})")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0 (got {text})")
-    return value
-
-
-def not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be at least 0 (got {text})")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1 (got {text})")
-    return value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from typing import Any
 import data
 import models
 import torch
+from arguments import positive_float, positive_int, share
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -154,27 +154,6 @@ def draw(name: str, start: Tensor, sparse: nn.Module, masks: dict[str, sk.Mask],
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path)
     return paths
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {text})")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0 (got {text})")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1 (got {text})")
-    return value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
