@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import compiled
 
 import snipkern
 from snipkern import Mask, backends
@@ -15,7 +16,6 @@ from snipkern.ops import reference, schema
 from snipkern.topology import Topology
 
 PACKAGE = Path(snipkern.__file__).parent
-needs_cpu = pytest.mark.skipif(backends.isa() is None, reason="the C++ extension is not built")
 
 USE_AND_REPORT = """
 import torch, snipkern
@@ -69,7 +69,7 @@ def test_status_has_a_row_with_a_reason_for_every_backend():
         assert rows["triton"].detail == f"PyTorch {torch.__version__} is built without CUDA"
 
 
-@needs_cpu
+@compiled
 def test_status_names_tier_and_threads():
     detail = next(row.detail for row in backends.status() if row.name == "cpu")
     assert detail.startswith(f"{backends.isa()} kernels on {platform.machine()}")
@@ -80,7 +80,7 @@ def test_status_names_tier_and_threads():
         assert (f"(this processor also runs {backends.best_isa()})" in detail) == (backends.best_isa() != "scalar")
 
 
-@needs_cpu
+@compiled
 def test_use_reference_switches_and_switches_back(reference_calls, product):
     expected = product()
     assert not reference_calls and backends.active() == "cpu"
@@ -91,7 +91,7 @@ def test_use_reference_switches_and_switches_back(reference_calls, product):
     assert len(reference_calls) == 1 and backends.active() == "cpu"
 
 
-@needs_cpu
+@compiled
 def test_use_reaches_programs_that_are_already_compiled(reference_calls, product):
     torch._dynamo.reset()
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
@@ -102,7 +102,7 @@ def test_use_reaches_programs_that_are_already_compiled(reference_calls, product
     assert len(reference_calls) == 1
 
 
-@needs_cpu
+@compiled
 def test_nesting_and_exceptions(reference_calls, product):
     before = backends.isa()
     with backends.use("cpu", isa="scalar"):
@@ -138,7 +138,7 @@ def test_nesting_and_exceptions(reference_calls, product):
             ("cpu", "sse9"),
             "backends.use: isa must be one of scalar, avx2, avx512 up to this processor's"
             f" {backends.best_isa()} (got 'sse9')",
-            marks=needs_cpu,
+            marks=compiled,
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_active_backend_of_a_device_without_kernels_is_the_reference():
     assert backends.active("meta") == "reference"
 
 
-@needs_cpu
+@compiled
 def test_release_scratch_frees_what_calls_left(product):
     product()
     assert backends.release_scratch() > 0
@@ -161,7 +161,7 @@ def test_release_scratch_frees_what_calls_left(product):
     product()
 
 
-@needs_cpu
+@compiled
 @pytest.mark.parametrize("isa", ("scalar", "avx2", "avx512"))
 def test_isa_from_the_environment(isa):
     tiers = ("scalar", "avx2", "avx512")
@@ -173,7 +173,7 @@ def test_isa_from_the_environment(isa):
         assert f"cpu True {isa} kernels on" in result.stdout
 
 
-@needs_cpu
+@compiled
 def test_unknown_isa_in_the_environment_is_an_error():
     result = run_python("import snipkern", SNIPKERN_ISA="bogus")
     assert result.returncode != 0

@@ -8,16 +8,14 @@ import runpy
 
 import calibrate
 import numpy as np
-import pytest
 import torch
+from marks import compiled
 
 from snipkern import backends
 from snipkern.engine import choice as engine
 from snipkern.engine import costs
 from snipkern.engine.choice import Cost, Work
 from snipkern.topology import BlockTopology
-
-compiled = pytest.mark.skipif(backends.best_isa() is None, reason="no compiled kernels")
 
 
 def test_recovers_the_constants_it_was_made_from():

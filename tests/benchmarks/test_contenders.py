@@ -17,6 +17,7 @@ import shares
 import torch
 import torch.nn.functional as F
 from layers import Layer, Shape
+from marks import compiled
 from torch import nn
 
 import snipkern as sk
@@ -24,7 +25,6 @@ from snipkern import backends
 from snipkern.masks import Mask
 from snipkern.testing import assert_close
 
-compiled = pytest.mark.skipif(backends.best_isa() is None, reason="the cpu backend is not built")
 SHAPES = [Shape("linear", 33, 18, 7), Shape("conv", 5, 9, 3, side=7, kernel=3, padding=1), Shape("conv", 2, 4, 2, side=6, kernel=5)]  # fmt: skip
 
 

@@ -10,11 +10,10 @@ import model_cases
 import pytest
 import throughput
 from cases import GROUPS, QUICK_LAYERS, QUICK_NETS, cases
+from marks import compiled
 from timing import Effort, Timing, interleave
 
 from snipkern import backends
-
-compiled = pytest.mark.skipif(backends.best_isa() is None, reason="the cpu backend is not built")
 
 
 class FakeMachine:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from marks import compiled
 
 from snipkern import backends
 from snipkern.engine import choice as engine
@@ -67,7 +68,7 @@ def test_clear_cases_are_not_measured(tier, never_measured):
         ((1.0, 1.3, 1.3), "masked", "csr would be slower: measured 0.8x dense"),
     ],
 )
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_unclear_cases_are_measured(monkeypatch, times, expected, reason):
     foretold(monkeypatch, 10.0, 10.1, 10.0, spread=1.5)
     timed(monkeypatch, *times)
@@ -77,7 +78,7 @@ def test_unclear_cases_are_measured(monkeypatch, times, expected, reason):
     assert times[1] / times[2] >= NOISE or expected == "masked"
 
 
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_clear_means_further_from_break_even_than_the_model_errs(monkeypatch):
     timed(monkeypatch, 1.0, 1.0, 1.0)
     for sparse, clear in ((6.5, True), (7.0, False), (10.0, False), (14.9, False), (15.1, True)):
@@ -85,7 +86,7 @@ def test_clear_means_further_from_break_even_than_the_model_errs(monkeypatch):
         assert (choose("auto", LINEAR, MASK).measured is None) == clear
 
 
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_what_must_be_the_same_every_time_is_not_measured(monkeypatch, never_measured):
     torch.use_deterministic_algorithms(True)
     try:
@@ -134,7 +135,7 @@ def test_predictions_are_there_for_all_and_rise_with_the_work(tier, layer, dtype
     assert 1 <= small.spread
 
 
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_16_bit_layers_are_judged_against_16_bit_dense():
     half, full = (predict(replace(LINEAR, dtype=d)) for d in (torch.bfloat16, torch.float32))
     if engine.has_amx():
@@ -142,7 +143,7 @@ def test_16_bit_layers_are_judged_against_16_bit_dense():
     assert half.dense != full.dense and half.sparse != full.sparse
 
 
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_what_the_table_does_not_know_is_measured(monkeypatch):
     assert math.isinf(predict(replace(CONV, channels_last=True)).spread)
     monkeypatch.setattr(cost_model, "has_amx", lambda: not costs.AMX)
@@ -150,7 +151,7 @@ def test_what_the_table_does_not_know_is_measured(monkeypatch):
     assert not math.isinf(predict(LINEAR).spread)
 
 
-@pytest.mark.skipif(not COMPILED, reason="no compiled kernels")
+@compiled
 def test_check_measures_and_keeps_the_engine(monkeypatch):
     foretold(monkeypatch, 10.0, 10.0, 1.0, spread=1.5)
     timed(monkeypatch, 10.0, 10.1, 5.0)

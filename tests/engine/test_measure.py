@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import compiled
 from nets import make_cnn, make_mlp
 
 import snipkern as sk
@@ -17,7 +18,6 @@ from snipkern.engine.workload import Call, Workload, workload
 from snipkern.masks import Mask
 from snipkern.ops.checks import FLOATS
 
-compiled = pytest.mark.skipif(backends.best_isa() is None, reason="no compiled kernels")
 LINEAR = Workload((24, 16), 0, (6, 16))
 CONV = Workload((8, 4, 3, 2), 0, (2, 4, 7, 9), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
 
