@@ -151,8 +151,12 @@ def test_defaults_are_the_exact_global_selection(batch):
     assert "Effective" not in str(plan)
 
 
-def test_balance_brings_weights_to_life(batch):
+def test_balance_brings_weights_to_life():
+    """How much is alive depends on the data (blocks: 0.91 to 1 over seeds), so it is the same data in every run."""
     model = make_net()
+    torch.manual_seed(0)
+    scale = torch.rand(64) ** 4
+    batch = [(torch.randn(32, 64) * scale, torch.randint(5, (32,)))]
     found = {}
     for name, options in (("plain", {"min_keep": 1}), ("balanced", {"balance": True}), ("blocks", {"block": (4, 4)})):
         plan = sk.plan(model, batch, keep=0.03, **options)
