@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
+from interpreters import PACKAGE, run_python
 from marks import compiled
-from processes import PACKAGE, run_python
 
 from snipkern import Mask, backends
 from snipkern.ops import reference

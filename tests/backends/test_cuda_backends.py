@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from processes import PACKAGE, run_python
+from interpreters import PACKAGE, run_python
 
 import snipkern
 from snipkern import backends
