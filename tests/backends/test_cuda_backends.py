@@ -67,8 +67,8 @@ def package(tmp_path_factory):
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(PACKAGE, folder, ignore=ignored)
     (folder / "triton_kernels").mkdir()
-    (folder / "triton_kernels" / "__init__.py").write_text('LAUNCHERS = ("stand_in",)')
-    (folder / "triton_kernels" / "stand_in.py").write_text(LAUNCHERS)
+    for name, content in {"__init__": "", "stand_in": LAUNCHERS, "helper": "", "stand_in_kernels": "1 / 0"}.items():
+        (folder / "triton_kernels" / f"{name}.py").write_text(content)
     (folder.parent / "triton.py").write_text("__version__ = '3.9.0'")
     return folder
 
@@ -245,16 +245,6 @@ print(*found.ops)
     sums = ("saliency_block_sums", "saliency_sweep")  # the reference serves
     expected = [op for op in schema.OPS if op.startswith("saliency_") and op not in sums]
     assert set(expected) <= set(result.stdout.split())
-
-
-def test_every_module_of_launchers_is_listed():
-    folder = PACKAGE.parent / "triton_kernels"
-    if not folder.is_dir():
-        folder = PACKAGE / "triton_kernels"
-    listed = {}
-    exec((folder / "__init__.py").read_text(), listed)
-    having = {path.stem for path in folder.glob("*.py") if "\nOPS" in path.read_text()}
-    assert having == set(listed["LAUNCHERS"]) and len(having) == len(listed["LAUNCHERS"])
 
 
 @pytest.mark.skipif(not WITHOUT_CUDA, reason="this PyTorch is built for CUDA")
