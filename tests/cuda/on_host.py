@@ -75,10 +75,6 @@ def search_path() -> str:
     return os.environ.get("PATH", "")
 
 
-def harness_sources() -> list[Path]:
-    return sorted((ROOT / "csrc/cuda/host").glob("*.cpp"))
-
-
 def kernel_sources() -> list[Path]:
     return sorted((ROOT / "csrc/cuda").glob("*.cu"))
 
@@ -86,6 +82,12 @@ def kernel_sources() -> list[Path]:
 def binding_sources() -> list[Path]:
     """All but the Python module's own, which there is no need of: the library is loaded as one of ops."""
     return sorted(path for path in (ROOT / "csrc/bindings/cuda").glob("*.cpp") if path.stem != "module")
+
+
+def harness(flags: tuple[str, ...], prefix: str = "host") -> list[Compile]:
+    """The harness, which is never compiled with sanitizers: these are to see kernels only."""
+    sources = sorted((ROOT / "csrc/cuda/host").glob("*.cpp"))
+    return [Compile(path, flags, f"{prefix}_{path.stem}.o") for path in sources]
 
 
 def build(folder: Path, output: str, compiles: Iterable[Compile], link: Iterable[str]) -> Path:
@@ -125,7 +127,7 @@ def build_library() -> Path:
         BUILD,
         "snipkern_on_host.so",
         [
-            *(Compile(path, (*library, "-O2"), f"host_{path.stem}.o") for path in harness_sources()),
+            *harness((*library, "-O2")),
             *(Compile(path, (*library, "-O2", *CHECKED, "-x c++"), f"{path.stem}.o") for path in kernel_sources()),
             *(Compile(path, (*binding, target), f"binding_{path.stem}.o") for path in binding_sources()),
         ],

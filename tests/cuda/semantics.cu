@@ -124,9 +124,14 @@ __global__ void copy_in_groups(const float* in, int bytes, float* out) {
 }  // namespace
 
 EXPORT int run_multiply(int dtype, const void* a, const void* b, float* d) {
-  if (dtype == 0) SNIPKERN_LAUNCH(multiply_tf32, 1, 32, 0, nullptr, static_cast<const float*>(a), static_cast<const float*>(b), d);
-  if (dtype == 2) SNIPKERN_LAUNCH((multiply_16_bits<__half>), 1, 32, 0, nullptr, static_cast<const __half*>(a), static_cast<const __half*>(b), d);
-  if (dtype == 3) SNIPKERN_LAUNCH((multiply_16_bits<__nv_bfloat16>), 1, 32, 0, nullptr, static_cast<const __nv_bfloat16*>(a), static_cast<const __nv_bfloat16*>(b), d);
+  if (dtype == 0)
+    SNIPKERN_LAUNCH(multiply_tf32, 1, 32, 0, nullptr, static_cast<const float*>(a), static_cast<const float*>(b), d);
+  if (dtype == 2)
+    SNIPKERN_LAUNCH((multiply_16_bits<__half>), 1, 32, 0, nullptr, static_cast<const __half*>(a),
+                    static_cast<const __half*>(b), d);
+  if (dtype == 3)
+    SNIPKERN_LAUNCH((multiply_16_bits<__nv_bfloat16>), 1, 32, 0, nullptr, static_cast<const __nv_bfloat16*>(a),
+                    static_cast<const __nv_bfloat16*>(b), d);
   return cudaGetLastError();
 }
 

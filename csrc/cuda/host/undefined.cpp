@@ -2,10 +2,10 @@
 // are as compilers lay them out for UndefinedBehaviorSanitizer's own library, which a memory checking build links.
 #ifndef SNIPKERN_HOST_ASAN
 
-#include <cstdint>
-#include <string>
+#  include <cstdint>
+#  include <string>
 
-#include "cuda/host/intrinsics.h"
+#  include "cuda/host/intrinsics.h"
 
 namespace {
 
