@@ -12,11 +12,11 @@
 
 namespace snipkern::cuda {
 
-constexpr int kGradientWarps = 16;
+constexpr int kGradientWarps = 8;
 constexpr int kGradientThreads = kGradientWarps * kWarpLanes;
 constexpr int kGradientRows = 32;
 constexpr int kSegmentEntries = 256;
-constexpr int kEntriesAtOnce = 8;        // of a group of lanes: their sums are halved over the lanes three times
+constexpr int kEntriesAtOnce = 4;         // of a group of lanes
 constexpr int64_t kGradientBlocks = 512;  // that are enough for any GPU
 constexpr int64_t kMostSplits = 256;
 
@@ -39,9 +39,9 @@ struct GradientSplits {
   }
 };
 
-// Adds eight sums over the lanes that differ in their last three bits; a lane gets the sum of that number.
+// Adds kEntriesAtOnce sums over the lanes that differ in their last bits; a lane gets the sum that these number.
 template <typename Sum>
-__device__ Sum sum_eight(Sum (&sums)[kEntriesAtOnce], int lane) {
+__device__ Sum sum_halving(Sum (&sums)[kEntriesAtOnce], int lane) {
 #pragma unroll
   for (int half = kEntriesAtOnce / 2; half > 0; half /= 2) {
     const bool upper = (lane & half) != 0;
@@ -75,22 +75,15 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
     for (int pass = 0; pass < count; pass += kEntriesAtOnce * kGroups) {
       Sum sums[kEntriesAtOnce];
 #pragma unroll
-      for (int i = 0; i < kEntriesAtOnce; i += Source::kUnroll) {
-        Sum loaded[Source::kUnroll][Source::kPositions];
+      for (int i = 0; i < kEntriesAtOnce; ++i) {
+        const int number = pass + i * kGroups + group;
+        Sum loaded[Source::kPositions];
+        source.load(positions, stage[number], number < count, loaded);
+        sums[i] = 0;
 #pragma unroll
-        for (int j = 0; j < Source::kUnroll; ++j) {
-          const int number = pass + (i + j) * kGroups + group;
-          source.load(positions, stage[number], number < count, loaded[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < Source::kUnroll; ++j) {
-          Sum sum = 0;
-#pragma unroll
-          for (int p = 0; p < Source::kPositions; ++p) sum = fma(grad[p], loaded[j][p], sum);
-          sums[i + j] = sum;
-        }
+        for (int p = 0; p < Source::kPositions; ++p) sums[i] = fma(grad[p], loaded[p], sums[i]);
       }
-      Sum sum = sum_eight(sums, lane);
+      Sum sum = sum_halving(sums, lane);
 #pragma unroll
       for (int other = kEntriesAtOnce; other < Source::kLanes; other *= 2) {
         sum += __shfl_xor_sync(kAllLanes, sum, other);
@@ -103,7 +96,7 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
 
 // Results go to values [nnz] and bias [rows] (or null) where splits == 1, else to the parts.
 template <typename Source, typename Rows>
-__global__ void __launch_bounds__(kGradientThreads, 2)
+__global__ void __launch_bounds__(kGradientThreads, 3)
     csr_gradient(CsrLists lists, int64_t nnz, int64_t rows, int64_t row_blocks, int64_t tiles, int64_t tiles_of_split,
                  Source source, Rows gradient, typename Source::Element* __restrict__ values,
                  typename Source::Element* __restrict__ bias, typename Source::Sum* __restrict__ parts,
@@ -114,15 +107,15 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
   __shared__ typename Source::Tap stages[kGradientWarps * kWarpLanes];
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   const int64_t split = blockIdx.x / row_blocks, first_row = blockIdx.x % row_blocks * kGradientRows;
-  const int64_t first_tile = split * tiles_of_split, last_tile = min(first_tile + tiles_of_split, tiles);
+  const int64_t first_tile = split * tiles_of_split;
+  const int tile_count = static_cast<int>(min(tiles_of_split, tiles - first_tile));
   Sum* totals = all_totals + warp * kSegmentEntries;
 
-  // Segments of the rows before and of this lane's row; an empty row has one where its bias is wanted.
+  // Segments of the rows up to this lane's; an empty row has one where its bias is wanted.
   const int64_t own_row = first_row + lane;
   const int32_t own_length = own_row < rows ? lists.end(own_row) - lists.begin(own_row) : 0;
-  int32_t own_segments = own_length / kSegmentEntries + (own_length % kSegmentEntries != 0 ? 1 : 0);
-  if (bias != nullptr && own_row < rows) own_segments = max(own_segments, 1);
-  int32_t up_to_here = own_segments;
+  int32_t up_to_here = own_length / kSegmentEntries + (own_length % kSegmentEntries != 0 ? 1 : 0);
+  if (bias != nullptr && own_row < rows) up_to_here = max(up_to_here, 1);
 #pragma unroll
   for (int distance = 1; distance < kWarpLanes; distance *= 2) {
     const int32_t before = __shfl_up_sync(kAllLanes, up_to_here, distance);
@@ -132,14 +125,16 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
 
   for (int32_t number = warp; number < segments; number += kGradientWarps) {
     const int r = __popc(__ballot_sync(kAllLanes, up_to_here <= number));
-    const int32_t before = __shfl_sync(kAllLanes, up_to_here - own_segments, r);
+    const int32_t up_to_last = __shfl_sync(kAllLanes, up_to_here, max(r - 1, 0));
+    const int32_t before = r == 0 ? 0 : up_to_last;
     const int64_t row = first_row + r;
     const int32_t begin = lists.begin(row) + (number - before) * kSegmentEntries;
     const int32_t end = min(lists.end(row) - begin, kSegmentEntries) + begin;
     for (int i = lane; i < kSegmentEntries; i += kWarpLanes) totals[i] = 0;
     __syncwarp();
     Sum row_sum = 0;
-    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+    for (int t = 0; t < tile_count; ++t) {
+      const int64_t tile = first_tile + t;
       Sum grad[Source::kPositions];
       gradient.load_row(gradient.lane(tile, lane % Source::kLanes), row, grad);
 #pragma unroll
