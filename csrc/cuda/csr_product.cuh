@@ -1,10 +1,10 @@
 // The product that linear layers and convolutions share: every row of an output sums its entries of a source.
 //
 // A block makes kRows rows of one tile of positions. Its warps take a row each; kLanes of a warp share an entry (all of
-// its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end. Entries come 32
-// at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than kLongRow entries
-// are cut in one part for each warp of the block, and the parts are added in their order. So the order of every sum
-// follows from the lists and the sizes alone.
+// its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end. Entries come
+// 32 at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than kLongRow
+// entries are cut in one part for each warp of the block, and the parts are added in their order. So the order of every
+// sum follows from the lists and the sizes alone.
 //
 // Rows are the fastest in the grid: blocks that run together read the same tile, at first the same places of it because
 // lists ascend, and find it in L1 and L2.
@@ -20,8 +20,9 @@ constexpr int kProductThreads = kProductWarps * kWarpLanes;
 constexpr int kProductRows = 32;
 constexpr int kLongRow = 512;
 
+// As wide as one load brings it.
 template <typename Source>
-struct ProductEntry {
+struct alignas(sizeof(typename Source::Tap) + sizeof(typename Source::Sum) == 16 ? 16 : 8) ProductEntry {
   typename Source::Tap tap;
   typename Source::Sum value;
 };
@@ -30,7 +31,8 @@ struct ProductEntry {
 template <typename Source>
 __device__ void add_entries(const CsrLists& lists, const typename Source::Element* __restrict__ values,
                             const Source& source, const typename Source::Lane& positions, int64_t row, int32_t begin,
-                            int32_t end, ProductEntry<Source>* stage, typename Source::Sum (&sums)[Source::kPositions]) {
+                            int32_t end, ProductEntry<Source>* stage,
+                            typename Source::Sum (&sums)[Source::kPositions]) {
   using Sum = typename Source::Sum;
   constexpr int kGroups = kWarpLanes / Source::kLanes;
   const int lane = threadIdx.x % kWarpLanes, group = lane / Source::kLanes;
@@ -47,7 +49,7 @@ __device__ void add_entries(const CsrLists& lists, const typename Source::Elemen
     ProductEntry<Source> mine{};
     mine.value = next_value;
     bool useful = first + lane < end;
-    if (useful) useful = source.decode(lists, row, first + lane, next_index, mine.tap);
+    if (useful) useful = source.decode(lists, positions, row, first + lane, next_index, mine.tap);
     // On their way while the entries at hand are multiplied.
     if (end - first > kWarpLanes) fetch(first + kWarpLanes + lane);
     int slot = lane, count = min(end - first, kWarpLanes);
@@ -146,8 +148,8 @@ cudaError_t launch_csr_product(const CsrLists& lists, const void* values, int64_
 
 // Values in the order of the transposed lists: once for each call, as every tile reads them anew and as neighbours.
 template <typename T>
-__global__ void __launch_bounds__(256)
-    gather_values(const T* __restrict__ values, const int32_t* __restrict__ order, int64_t nnz, T* __restrict__ target) {
+__global__ void __launch_bounds__(256) gather_values(const T* __restrict__ values, const int32_t* __restrict__ order,
+                                                     int64_t nnz, T* __restrict__ target) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; k < nnz; k += step) {
     target[k] = values[order[k]];

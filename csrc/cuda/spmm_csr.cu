@@ -85,8 +85,7 @@ cudaError_t product_of_feature_major(const SpmmCsr& call, const void* x, void* o
 }
 
 int64_t spmm_csr_scratch(const SpmmCsr& call) {
-  return feature_major_bytes(call.dtype, call.batch, call.inputs) +
-         list_order_bytes(call.dtype, call.order, call.nnz);
+  return feature_major_bytes(call.dtype, call.batch, call.inputs) + list_order_bytes(call.dtype, call.order, call.nnz);
 }
 
 cudaError_t spmm_csr(const SpmmCsr& call, cudaStream_t stream) {
