@@ -58,35 +58,45 @@ struct ConvWalk {
   __host__ __device__ int64_t tiles(int tile) const { return tiles_of_phase(tile) * phases[0] * phases[1]; }
 };
 
-// One position of a tile.
+// Where a tile begins.
+struct ConvTileStart {
+  int64_t sample;
+  uint32_t position;  // of the sample
+  int phase[2];
+
+  __device__ ConvTileStart(const ConvWalk& walk, int64_t tile, int width) {
+    const int64_t tiles = walk.tiles_of_phase(width);
+    const int number = walk.forward ? 0 : static_cast<int>(tile / tiles);
+    phase[0] = number / walk.phases[1];
+    phase[1] = number % walk.phases[1];
+    const int64_t first = (tile - tiles * number) * width,
+                  plane = static_cast<int64_t>(walk.positions[0]) * walk.positions[1];
+    sample = first / plane;
+    position = static_cast<uint32_t>(first - sample * plane);
+  }
+};
+
+// A position of a tile, `number` from its first.
 struct ConvPlace {
   bool inside;     // there is an output entry
   int64_t sample;  // of the batch
   int at[2];       // in its phase
   int out[2];      // in the output
 
-  __device__ ConvPlace(const ConvWalk& walk, const int (&phase)[2], int64_t number) {
-    const int64_t plane = static_cast<int64_t>(walk.positions[0]) * walk.positions[1];
-    // Divisions of 64 bits take a hundred instructions; hardly any batch needs them.
-    const bool narrow = (number | plane) >> 32 == 0;
-    sample = narrow ? static_cast<uint32_t>(number) / static_cast<uint32_t>(plane) : number / plane;
-    const int64_t rest = number - sample * plane;
-    at[0] = static_cast<int>(narrow ? static_cast<uint32_t>(rest) / static_cast<uint32_t>(walk.positions[1])
-                                    : rest / walk.positions[1]);
-    at[1] = static_cast<int>(rest - static_cast<int64_t>(at[0]) * walk.positions[1]);
-    for (int i = 0; i < 2; ++i) out[i] = at[i] * walk.out_step[i] + phase[i];
+  __device__ ConvPlace(const ConvWalk& walk, const ConvTileStart& start, int number) {
+    const uint32_t plane = static_cast<uint32_t>(walk.positions[0]) * walk.positions[1];
+    const uint32_t position = start.position + number;
+    sample = start.sample + position / plane;
+    at[0] = static_cast<int>(position % plane / walk.positions[1]);
+    at[1] = static_cast<int>(position % plane % walk.positions[1]);
+    for (int i = 0; i < 2; ++i) out[i] = at[i] * walk.out_step[i] + start.phase[i];
     inside = sample < walk.batch && out[0] < walk.out_size[0] && out[1] < walk.out_size[1];
   }
-};
 
-// The tile's number in its phase; the phase comes back in `phase`.
-__device__ inline int64_t tile_of_phase(const ConvWalk& walk, int64_t tile, int width, int (&phase)[2]) {
-  const int64_t tiles = walk.tiles_of_phase(width);
-  const int number = static_cast<int>(tile / tiles);
-  phase[0] = number / walk.phases[1];
-  phase[1] = number % walk.phases[1];
-  return tile - tiles * number;
-}
+  __device__ int64_t out_offset(const ConvWalk& walk) const {
+    return sample * walk.out_channels * walk.out_plane() + static_cast<int64_t>(out[0]) * walk.out_size[1] + out[1];
+  }
+};
 
 template <typename T, bool kForward>
 struct ConvWindow {
@@ -96,6 +106,7 @@ struct ConvWindow {
   static constexpr int kPositions = sizeof(T) == 8 ? 2 : 4;  // of a lane: every 32nd one of the tile
   static constexpr int kTile = kLanes * kPositions;
   static constexpr int kUnroll = 1;
+  static constexpr int kWarps = 8, kBlocks = 3;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = !kForward;
 
   struct Tap {
@@ -115,18 +126,21 @@ struct ConvWindow {
   __device__ static int place(int lane, int position) { return position * kLanes + lane; }
 
   __device__ Lane lane(int64_t tile, int number) const {
+    const ConvTileStart start(walk, tile, kTile);
     Lane lane;
-    const int64_t first = tile_of_phase(walk, tile, kTile, lane.phase) * kTile + number;
+    lane.phase[0] = start.phase[0];
+    lane.phase[1] = start.phase[1];
 #pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-      const ConvPlace place(walk, lane.phase, first + p * kLanes);
-      // Where no shift leads into the image, there is nothing to read.
-      lane.y[p] = place.inside ? place.at[0] * walk.step[0] + walk.origin[0] : INT32_MIN / 2;
-      lane.x[p] = place.at[1] * walk.step[1] + walk.origin[1];
-      lane.offset[p] = place.sample * walk.source_channels * walk.source_plane() +
-                       static_cast<int64_t>(lane.y[p]) * walk.source_size[1] + lane.x[p];
-    }
+    for (int p = 0; p < kPositions; ++p) place_at(lane, p, ConvPlace(walk, start, number + p * kLanes));
     return lane;
+  }
+
+  __device__ void place_at(Lane& lane, int p, const ConvPlace& place) const {
+    // Where no shift leads into the image, there is nothing to read.
+    lane.y[p] = place.inside ? place.at[0] * walk.step[0] + walk.origin[0] : INT32_MIN / 2;
+    lane.x[p] = place.at[1] * walk.step[1] + walk.origin[1];
+    lane.offset[p] = place.sample * walk.source_channels * walk.source_plane() +
+                     static_cast<int64_t>(lane.y[p]) * walk.source_size[1] + lane.x[p];
   }
 
   // Whether the entry, `index` in its list, has a tap that positions of this phase have.
@@ -164,6 +178,7 @@ template <typename T>
 struct ConvGradientWindow : ConvWindow<T, true> {
   using Base = ConvWindow<T, true>;
   using typename Base::Sum;
+  static constexpr int kGradientBlocks = 2;  // on a multiprocessor at once
 
   struct Lane : Base::Lane {
     int64_t grad_offset[Base::kPositions];  // in channel 0; negative where there is no position
@@ -172,15 +187,13 @@ struct ConvGradientWindow : ConvWindow<T, true> {
   const T* grad;  // [batch, out channels, out height, out width]
 
   __device__ Lane lane(int64_t tile, int number) const {
+    const ConvTileStart start(this->walk, tile, Base::kTile);
     Lane lane;
-    static_cast<typename Base::Lane&>(lane) = Base::lane(tile, number);
-    const int64_t first = tile * Base::kTile + number;
 #pragma unroll
     for (int p = 0; p < Base::kPositions; ++p) {
-      const ConvPlace place(this->walk, lane.phase, first + p * Base::kLanes);
-      const int64_t at = static_cast<int64_t>(place.out[0]) * this->walk.out_size[1] + place.out[1];
-      lane.grad_offset[p] =
-          place.inside ? place.sample * this->walk.out_channels * this->walk.out_plane() + at : int64_t{-1};
+      const ConvPlace place(this->walk, start, number + p * Base::kLanes);
+      this->place_at(lane, p, place);
+      lane.grad_offset[p] = place.inside ? place.out_offset(this->walk) : int64_t{-1};
     }
     return lane;
   }
@@ -201,18 +214,15 @@ struct ConvOutput {
   const T* bias;  // [out channels] or null
   ConvWalk walk;
 
-  template <int kTile>
+  template <int kTile, int kThreads>
   __device__ void store(const accumulator_t<T>* tile, int pitch, int64_t tile_number, int64_t first_row,
                         int64_t rows) const {
-    static_assert(kProductThreads % kTile == 0, "a thread keeps its position");
+    static_assert(kThreads % kTile == 0, "a thread keeps its position");
     const int p = threadIdx.x % kTile;
-    int phase[2];
-    const int64_t number = tile_of_phase(walk, tile_number, kTile, phase) * kTile + p;
-    const ConvPlace place(walk, phase, number);
+    const ConvPlace place(walk, ConvTileStart(walk, tile_number, kTile), p);
     if (!place.inside) return;
-    T* target = y + place.sample * walk.out_channels * walk.out_plane() +
-                static_cast<int64_t>(place.out[0]) * walk.out_size[1] + place.out[1];
-    for (int r = threadIdx.x / kTile; r < kProductRows && first_row + r < rows; r += kProductThreads / kTile) {
+    T* target = y + place.out_offset(walk);
+    for (int r = threadIdx.x / kTile; r < kProductRows && first_row + r < rows; r += kThreads / kTile) {
       const int64_t row = first_row + r;
       const accumulator_t<T> offset = bias == nullptr ? 0 : to_accumulator(bias[row]);
       target[row * walk.out_plane()] = round_to<T>(tile[r * pitch + p] + offset);

@@ -103,7 +103,7 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
 
 // Results go to values [nnz] and bias [rows] (or null) where splits == 1, else to the parts.
 template <typename Source>
-__global__ void __launch_bounds__(kGradientThreads, 3)
+__global__ void __launch_bounds__(kGradientThreads, Source::kGradientBlocks)
     csr_gradient(CsrLists lists, int64_t nnz, int64_t rows, int64_t row_blocks, int64_t tiles, int64_t tiles_of_split,
                  Source source, typename Source::Element* __restrict__ values,
                  typename Source::Element* __restrict__ bias, typename Source::Sum* __restrict__ parts,

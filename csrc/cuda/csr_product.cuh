@@ -15,8 +15,6 @@
 
 namespace snipkern::cuda {
 
-constexpr int kProductWarps = 16;
-constexpr int kProductThreads = kProductWarps * kWarpLanes;
 constexpr int kProductRows = 32;
 constexpr int kLongRow = 512;
 
@@ -83,14 +81,15 @@ __device__ void add_entries(const CsrLists& lists, const typename Source::Elemen
 
 // `Output` places sums[row][position] of the tile where they belong.
 template <typename Source, typename Output>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(Source::kWarps* kWarpLanes, Source::kBlocks)
     csr_product(CsrLists lists, const typename Source::Element* __restrict__ values, int64_t rows, int64_t row_blocks,
                 Source source, Output output) {
   using Sum = typename Source::Sum;
+  constexpr int kWarps = Source::kWarps, kThreads = kWarps * kWarpLanes;
   constexpr int kPitch = Source::kTile + 1;  // so that a column of the tile lies in as many banks as it has rows
   __shared__ Sum tile[kProductRows * kPitch];
-  __shared__ Sum parts[kProductWarps * Source::kTile];
-  __shared__ ProductEntry<Source> stages[kProductWarps * kWarpLanes];
+  __shared__ Sum parts[kWarps * Source::kTile];
+  __shared__ ProductEntry<Source> stages[kWarps * kWarpLanes];
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes, place = lane % Source::kLanes;
   const int64_t tile_number = blockIdx.x / row_blocks, first_row = blockIdx.x % row_blocks * kProductRows;
   const typename Source::Lane positions = source.lane(tile_number, place);
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   const int64_t mine = first_row + lane;
   const bool is_long = mine < rows && lists.end(mine) - lists.begin(mine) > kLongRow;
   const unsigned long_rows = __ballot_sync(kAllLanes, is_long);
-  for (int r = warp; r < kProductRows; r += kProductWarps) {
+  for (int r = warp; r < kProductRows; r += kWarps) {
     const int64_t row = first_row + r;
     if (row < rows && !(long_rows >> r & 1)) sum_to(row, lists.begin(row), lists.end(row), tile + r * kPitch);
   }
@@ -119,20 +118,20 @@ __global__ void __launch_bounds__(kProductThreads, 2)
     const int r = __ffs(static_cast<int>(left)) - 1;
     const int64_t row = first_row + r;
     const int32_t begin = lists.begin(row), end = lists.end(row);
-    const int32_t part = ((end - begin - 1) / (kProductWarps * kWarpLanes) + 1) * kWarpLanes;
+    const int32_t part = ((end - begin - 1) / (kWarps * kWarpLanes) + 1) * kWarpLanes;
     const int64_t from = begin + static_cast<int64_t>(part) * warp;
     const int32_t to = static_cast<int32_t>(min(from + part, static_cast<int64_t>(end)));
     sum_to(row, static_cast<int32_t>(min(from, static_cast<int64_t>(end))), to, parts + warp * Source::kTile);
     __syncthreads();
-    for (int p = threadIdx.x; p < Source::kTile; p += kProductThreads) {
+    for (int p = threadIdx.x; p < Source::kTile; p += kThreads) {
       Sum sum = parts[p];
-      for (int w = 1; w < kProductWarps; ++w) sum += parts[w * Source::kTile + p];
+      for (int w = 1; w < kWarps; ++w) sum += parts[w * Source::kTile + p];
       tile[r * kPitch + p] = sum;
     }
     __syncthreads();
   }
   __syncthreads();
-  output.template store<Source::kTile>(tile, kPitch, tile_number, first_row, rows);
+  output.template store<Source::kTile, kThreads>(tile, kPitch, tile_number, first_row, rows);
 }
 
 template <typename Source, typename Output>
@@ -140,9 +139,9 @@ cudaError_t launch_csr_product(const CsrLists& lists, const void* values, int64_
                                const Source& source, const Output& output, cudaStream_t stream) {
   const int64_t row_blocks = (rows + kProductRows - 1) / kProductRows;
   if (row_blocks * tiles == 0) return cudaSuccess;
-  SNIPKERN_LAUNCH((csr_product<Source, Output>), dim3(static_cast<unsigned>(row_blocks * tiles)), dim3(kProductThreads),
-                  0, stream, lists, static_cast<const typename Source::Element*>(values), rows, row_blocks, source,
-                  output);
+  SNIPKERN_LAUNCH((csr_product<Source, Output>), dim3(static_cast<unsigned>(row_blocks * tiles)),
+                  dim3(Source::kWarps * kWarpLanes), 0, stream, lists,
+                  static_cast<const typename Source::Element*>(values), rows, row_blocks, source, output);
   return cudaGetLastError();
 }
 

@@ -23,6 +23,7 @@ struct FeatureMajor {
   static constexpr int kPositions = kVectors * kWidth;  // of a lane
   static constexpr int kTile = kLanes * kPositions;
   static constexpr int kUnroll = 4 / kVectors;
+  static constexpr int kWarps = 16, kBlocks = 2;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = false;
 
   struct Tap {
@@ -66,6 +67,7 @@ struct FeatureMajor {
 template <typename T, int kVectors>
 struct FeatureMajorPair : FeatureMajor<T, kVectors> {
   using Base = FeatureMajor<T, kVectors>;
+  static constexpr int kGradientBlocks = 3;  // on a multiprocessor at once
 
   const T* rows;  // [rows][samples]
 
