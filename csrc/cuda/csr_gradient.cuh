@@ -1,5 +1,5 @@
-// The gradient of kept weights, for linear layers and convolutions: every entry of a row is the product of that row of a
-// gradient with what the entry reads of a source, summed over all positions.
+// The gradient of kept weights, for linear layers and convolutions: every entry of a row is the product of that row of
+// a gradient with what the entry reads of a source, summed over all positions.
 //
 // A block has kGradientRows rows and a range of tiles of positions. Rows are cut in segments of kSegmentEntries, which
 // its warps take in turn, so a long row keeps all of them busy. For each tile a warp holds its row's gradient in
@@ -39,6 +39,12 @@ struct GradientSplits {
   }
 };
 
+// As wide as one load brings it.
+template <typename Source>
+struct alignas(sizeof(typename Source::Tap) > 8 ? 16 : 4) GradientEntry {
+  typename Source::Tap tap;
+};
+
 // Adds kEntriesAtOnce sums over the lanes that differ in their last bits; a lane gets the sum that these number.
 template <typename Sum>
 __device__ Sum sum_halving(Sum (&sums)[kEntriesAtOnce], int lane) {
@@ -59,17 +65,17 @@ __device__ Sum sum_halving(Sum (&sums)[kEntriesAtOnce], int lane) {
 template <typename Source>
 __device__ void add_tile(const CsrLists& lists, const Source& source, const typename Source::Lane& positions,
                          const typename Source::Sum (&grad)[Source::kPositions], int64_t row, int32_t begin,
-                         int32_t end, typename Source::Tap* stage, typename Source::Sum* totals) {
+                         int32_t end, GradientEntry<Source>* stage, typename Source::Sum* totals) {
   using Sum = typename Source::Sum;
   constexpr int kGroups = kWarpLanes / Source::kLanes;
   const int lane = threadIdx.x % kWarpLanes, group = lane / Source::kLanes;
   int32_t next = begin + lane < end ? lists[begin + lane] : 0;
   for (int32_t first = begin; first < end; first += kWarpLanes) {
-    typename Source::Tap tap{};
-    if (first + lane < end) source.decode(lists, row, first + lane, next, tap);
+    GradientEntry<Source> mine{};
+    if (first + lane < end) source.decode(lists, positions, row, first + lane, next, mine.tap);
     if (end - first > kWarpLanes + lane) next = lists[first + kWarpLanes + lane];
     __syncwarp();
-    stage[lane] = tap;
+    stage[lane] = mine;
     __syncwarp();
     const int count = min(end - first, kWarpLanes);
     for (int pass = 0; pass < count; pass += kEntriesAtOnce * kGroups) {
@@ -78,7 +84,8 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
       for (int i = 0; i < kEntriesAtOnce; ++i) {
         const int number = pass + i * kGroups + group;
         Sum loaded[Source::kPositions];
-        source.load(positions, stage[number], number < count, loaded);
+        const GradientEntry<Source> entry = stage[number];
+        source.load(positions, entry.tap, number < count, loaded);
         sums[i] = 0;
 #pragma unroll
         for (int p = 0; p < Source::kPositions; ++p) sums[i] = fma(grad[p], loaded[p], sums[i]);
@@ -95,16 +102,16 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
 }
 
 // Results go to values [nnz] and bias [rows] (or null) where splits == 1, else to the parts.
-template <typename Source, typename Rows>
-__global__ void __launch_bounds__(kGradientThreads, 3)
+template <typename Source>
+__global__ void __launch_bounds__(kGradientThreads, Source::kGradientBlocks)
     csr_gradient(CsrLists lists, int64_t nnz, int64_t rows, int64_t row_blocks, int64_t tiles, int64_t tiles_of_split,
-                 Source source, Rows gradient, typename Source::Element* __restrict__ values,
+                 Source source, typename Source::Element* __restrict__ values,
                  typename Source::Element* __restrict__ bias, typename Source::Sum* __restrict__ parts,
                  typename Source::Sum* __restrict__ bias_parts) {
   using Sum = typename Source::Sum;
   using Element = typename Source::Element;
   __shared__ Sum all_totals[kGradientWarps * kSegmentEntries];
-  __shared__ typename Source::Tap stages[kGradientWarps * kWarpLanes];
+  __shared__ GradientEntry<Source> stages[kGradientWarps * kWarpLanes];
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   const int64_t split = blockIdx.x / row_blocks, first_row = blockIdx.x % row_blocks * kGradientRows;
   const int64_t first_tile = split * tiles_of_split;
@@ -136,10 +143,10 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
     for (int t = 0; t < tile_count; ++t) {
       const int64_t tile = first_tile + t;
       Sum grad[Source::kPositions];
-      gradient.load_row(gradient.lane(tile, lane % Source::kLanes), row, grad);
+      const typename Source::Lane positions = source.lane(tile, lane % Source::kLanes);
+      source.load_row(positions, row, grad);
 #pragma unroll
       for (int p = 0; p < Source::kPositions; ++p) row_sum += grad[p];
-      const typename Source::Lane positions = source.lane(tile, lane % Source::kLanes);
       add_tile(lists, source, positions, grad, row, begin, end, stages + warp * kWarpLanes, totals);
     }
     __syncwarp();
@@ -166,9 +173,8 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256)
-    add_gradient_parts(const accumulator_t<T>* __restrict__ parts, int64_t splits, int64_t count,
-                       T* __restrict__ target) {
+__global__ void __launch_bounds__(256) add_gradient_parts(const accumulator_t<T>* __restrict__ parts, int64_t splits,
+                                                          int64_t count, T* __restrict__ target) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   accumulator_t<T> sum = parts[i];
@@ -185,9 +191,9 @@ void launch_add_gradient_parts(const accumulator_t<T>* parts, int64_t splits, in
 }
 
 // `bias` may be null; `scratch` holds GradientSplits::scratch_bytes().
-template <typename Source, typename Rows>
-cudaError_t launch_csr_gradient(const CsrLists& lists, int64_t nnz, int64_t rows, const Source& source,
-                                const Rows& gradient, void* values, void* bias, void* scratch, cudaStream_t stream) {
+template <typename Source>
+cudaError_t launch_csr_gradient(const CsrLists& lists, int64_t nnz, int64_t rows, const Source& source, void* values,
+                                void* bias, void* scratch, cudaStream_t stream) {
   using Element = typename Source::Element;
   using Sum = typename Source::Sum;
   const int64_t tiles = source.tiles();
@@ -196,9 +202,9 @@ cudaError_t launch_csr_gradient(const CsrLists& lists, int64_t nnz, int64_t rows
   const bool split = splits.splits > 1;
   Sum* parts = split ? static_cast<Sum*>(scratch) : nullptr;
   Sum* bias_parts = split ? parts + splits.splits * nnz : nullptr;
-  SNIPKERN_LAUNCH((csr_gradient<Source, Rows>), dim3(static_cast<unsigned>(splits.row_blocks * splits.splits)),
+  SNIPKERN_LAUNCH((csr_gradient<Source>), dim3(static_cast<unsigned>(splits.row_blocks * splits.splits)),
                   dim3(kGradientThreads), 0, stream, lists, nnz, rows, splits.row_blocks, tiles, splits.tiles_of_split,
-                  source, gradient, static_cast<Element*>(values), static_cast<Element*>(bias), parts, bias_parts);
+                  source, static_cast<Element*>(values), static_cast<Element*>(bias), parts, bias_parts);
   if (split) {
     launch_add_gradient_parts<Element>(parts, splits.splits, nnz, static_cast<Element*>(values), stream);
     if (bias != nullptr) {

@@ -1,10 +1,10 @@
 // The product that linear layers and convolutions share: every row of an output sums its entries of a source.
 //
 // A block makes kRows rows of one tile of positions. Its warps take a row each; kLanes of a warp share an entry (all of
-// its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end. Entries come 32
-// at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than kLongRow entries
-// are cut in one part for each warp of the block, and the parts are added in their order. So the order of every sum
-// follows from the lists and the sizes alone.
+// its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end. Entries come
+// 32 at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than kLongRow
+// entries are cut in one part for each warp of the block, and the parts are added in their order. So the order of every
+// sum follows from the lists and the sizes alone.
 //
 // Rows are the fastest in the grid: blocks that run together read the same tile, at first the same places of it because
 // lists ascend, and find it in L1 and L2.
@@ -15,13 +15,12 @@
 
 namespace snipkern::cuda {
 
-constexpr int kProductWarps = 16;
-constexpr int kProductThreads = kProductWarps * kWarpLanes;
 constexpr int kProductRows = 32;
 constexpr int kLongRow = 512;
 
+// As wide as one load brings it.
 template <typename Source>
-struct ProductEntry {
+struct alignas(sizeof(typename Source::Tap) + sizeof(typename Source::Sum) == 16 ? 16 : 8) ProductEntry {
   typename Source::Tap tap;
   typename Source::Sum value;
 };
@@ -30,7 +29,8 @@ struct ProductEntry {
 template <typename Source>
 __device__ void add_entries(const CsrLists& lists, const typename Source::Element* __restrict__ values,
                             const Source& source, const typename Source::Lane& positions, int64_t row, int32_t begin,
-                            int32_t end, ProductEntry<Source>* stage, typename Source::Sum (&sums)[Source::kPositions]) {
+                            int32_t end, ProductEntry<Source>* stage,
+                            typename Source::Sum (&sums)[Source::kPositions]) {
   using Sum = typename Source::Sum;
   constexpr int kGroups = kWarpLanes / Source::kLanes;
   const int lane = threadIdx.x % kWarpLanes, group = lane / Source::kLanes;
@@ -47,7 +47,7 @@ __device__ void add_entries(const CsrLists& lists, const typename Source::Elemen
     ProductEntry<Source> mine{};
     mine.value = next_value;
     bool useful = first + lane < end;
-    if (useful) useful = source.decode(lists, row, first + lane, next_index, mine.tap);
+    if (useful) useful = source.decode(lists, positions, row, first + lane, next_index, mine.tap);
     // On their way while the entries at hand are multiplied.
     if (end - first > kWarpLanes) fetch(first + kWarpLanes + lane);
     int slot = lane, count = min(end - first, kWarpLanes);
@@ -81,14 +81,15 @@ __device__ void add_entries(const CsrLists& lists, const typename Source::Elemen
 
 // `Output` places sums[row][position] of the tile where they belong.
 template <typename Source, typename Output>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(Source::kWarps* kWarpLanes, Source::kBlocks)
     csr_product(CsrLists lists, const typename Source::Element* __restrict__ values, int64_t rows, int64_t row_blocks,
                 Source source, Output output) {
   using Sum = typename Source::Sum;
+  constexpr int kWarps = Source::kWarps, kThreads = kWarps * kWarpLanes;
   constexpr int kPitch = Source::kTile + 1;  // so that a column of the tile lies in as many banks as it has rows
   __shared__ Sum tile[kProductRows * kPitch];
-  __shared__ Sum parts[kProductWarps * Source::kTile];
-  __shared__ ProductEntry<Source> stages[kProductWarps * kWarpLanes];
+  __shared__ Sum parts[kWarps * Source::kTile];
+  __shared__ ProductEntry<Source> stages[kWarps * kWarpLanes];
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes, place = lane % Source::kLanes;
   const int64_t tile_number = blockIdx.x / row_blocks, first_row = blockIdx.x % row_blocks * kProductRows;
   const typename Source::Lane positions = source.lane(tile_number, place);
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   const int64_t mine = first_row + lane;
   const bool is_long = mine < rows && lists.end(mine) - lists.begin(mine) > kLongRow;
   const unsigned long_rows = __ballot_sync(kAllLanes, is_long);
-  for (int r = warp; r < kProductRows; r += kProductWarps) {
+  for (int r = warp; r < kProductRows; r += kWarps) {
     const int64_t row = first_row + r;
     if (row < rows && !(long_rows >> r & 1)) sum_to(row, lists.begin(row), lists.end(row), tile + r * kPitch);
   }
@@ -117,20 +118,20 @@ __global__ void __launch_bounds__(kProductThreads, 2)
     const int r = __ffs(static_cast<int>(left)) - 1;
     const int64_t row = first_row + r;
     const int32_t begin = lists.begin(row), end = lists.end(row);
-    const int32_t part = ((end - begin - 1) / (kProductWarps * kWarpLanes) + 1) * kWarpLanes;
+    const int32_t part = ((end - begin - 1) / (kWarps * kWarpLanes) + 1) * kWarpLanes;
     const int64_t from = begin + static_cast<int64_t>(part) * warp;
     const int32_t to = static_cast<int32_t>(min(from + part, static_cast<int64_t>(end)));
     sum_to(row, static_cast<int32_t>(min(from, static_cast<int64_t>(end))), to, parts + warp * Source::kTile);
     __syncthreads();
-    for (int p = threadIdx.x; p < Source::kTile; p += kProductThreads) {
+    for (int p = threadIdx.x; p < Source::kTile; p += kThreads) {
       Sum sum = parts[p];
-      for (int w = 1; w < kProductWarps; ++w) sum += parts[w * Source::kTile + p];
+      for (int w = 1; w < kWarps; ++w) sum += parts[w * Source::kTile + p];
       tile[r * kPitch + p] = sum;
     }
     __syncthreads();
   }
   __syncthreads();
-  output.template store<Source::kTile>(tile, kPitch, tile_number, first_row, rows);
+  output.template store<Source::kTile, kThreads>(tile, kPitch, tile_number, first_row, rows);
 }
 
 template <typename Source, typename Output>
@@ -138,16 +139,16 @@ cudaError_t launch_csr_product(const CsrLists& lists, const void* values, int64_
                                const Source& source, const Output& output, cudaStream_t stream) {
   const int64_t row_blocks = (rows + kProductRows - 1) / kProductRows;
   if (row_blocks * tiles == 0) return cudaSuccess;
-  SNIPKERN_LAUNCH((csr_product<Source, Output>), dim3(static_cast<unsigned>(row_blocks * tiles)), dim3(kProductThreads),
-                  0, stream, lists, static_cast<const typename Source::Element*>(values), rows, row_blocks, source,
-                  output);
+  SNIPKERN_LAUNCH((csr_product<Source, Output>), dim3(static_cast<unsigned>(row_blocks * tiles)),
+                  dim3(Source::kWarps * kWarpLanes), 0, stream, lists,
+                  static_cast<const typename Source::Element*>(values), rows, row_blocks, source, output);
   return cudaGetLastError();
 }
 
 // Values in the order of the transposed lists: once for each call, as every tile reads them anew and as neighbours.
 template <typename T>
-__global__ void __launch_bounds__(256)
-    gather_values(const T* __restrict__ values, const int32_t* __restrict__ order, int64_t nnz, T* __restrict__ target) {
+__global__ void __launch_bounds__(256) gather_values(const T* __restrict__ values, const int32_t* __restrict__ order,
+                                                     int64_t nnz, T* __restrict__ target) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; k < nnz; k += step) {
     target[k] = values[order[k]];

@@ -23,6 +23,7 @@ struct FeatureMajor {
   static constexpr int kPositions = kVectors * kWidth;  // of a lane
   static constexpr int kTile = kLanes * kPositions;
   static constexpr int kUnroll = 4 / kVectors;
+  static constexpr int kWarps = 16, kBlocks = 2;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = false;
 
   struct Tap {
@@ -44,7 +45,7 @@ struct FeatureMajor {
     return position / kWidth * (kLanes * kWidth) + lane * kWidth + position % kWidth;
   }
 
-  __device__ bool decode(const CsrLists&, int64_t, int32_t, int32_t index, Tap& tap) const {
+  __device__ bool decode(const CsrLists&, const Lane&, int64_t, int32_t, int32_t index, Tap& tap) const {
     tap.feature = index;
     return true;
   }
@@ -60,10 +61,20 @@ struct FeatureMajor {
       for (int i = 0; i < kWidth; ++i) loaded[vector * kWidth + i] = to_accumulator(elements.element[i]);
     }
   }
+};
 
-  // The same of a row by its number: the gradient that is multiplied with all entries of the row.
-  __device__ void load_row(const Lane& lane, int64_t row, Sum (&loaded)[kPositions]) const {
-    load(lane, Tap{static_cast<int32_t>(row)}, true, loaded);
+// With the rows that are multiplied with all of their entries.
+template <typename T, int kVectors>
+struct FeatureMajorPair : FeatureMajor<T, kVectors> {
+  using Base = FeatureMajor<T, kVectors>;
+  static constexpr int kGradientBlocks = 3;  // on a multiprocessor at once
+
+  const T* rows;  // [rows][samples]
+
+  __device__ void load_row(const typename Base::Lane& lane, int64_t row,
+                           typename Base::Sum (&loaded)[Base::kPositions]) const {
+    const Base source{rows, this->samples};
+    source.load(lane, typename Base::Tap{static_cast<int32_t>(row)}, true, loaded);
   }
 };
 

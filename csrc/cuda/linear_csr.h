@@ -11,8 +11,8 @@ inline int element_size(DType dtype) { return dtype == DType::kDouble ? 8 : dtyp
 // Scratch memory is handed out in parts that are aligned as widely as any load wants it.
 inline int64_t aligned_bytes(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// Samples of a feature's row, padded. Whole 16-byte vectors, and whole cache lines where there is a full one, so that no
-// vector straddles rows and no group of eight lanes straddles lines.
+// Samples of a feature's row, padded. Whole 16-byte vectors, and whole cache lines where there is a full one, so that
+// no vector straddles rows and no group of eight lanes straddles lines.
 inline int64_t padded_samples(int64_t batch, int64_t element_size) {
   const int64_t line = 128 / element_size, vector = 16 / element_size;
   const int64_t unit = batch < line ? vector : line;

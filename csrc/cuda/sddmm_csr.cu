@@ -9,7 +9,7 @@ namespace {
 
 // Two vectors at a time where registers allow it.
 template <typename T>
-using GradientSource = FeatureMajor<T, (sizeof(T) > 2 ? 2 : 1)>;
+using GradientSource = FeatureMajorPair<T, (sizeof(T) > 2 ? 2 : 1)>;
 
 // Where the parts of the scratch memory are.
 struct Scratch {
@@ -21,11 +21,11 @@ struct Scratch {
     ordered = b + feature_major_bytes(call.dtype, call.batch, call.cols);
     parts = ordered + ordered_bytes;
     bytes = parts + with_dtype(call.dtype, [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const GradientSource<T> source{nullptr, padded_samples(call.batch, sizeof(T))};
-      const GradientSplits splits(call.rows, source.tiles());
-      return splits.scratch_bytes(call.nnz, call.rows, call.bias != nullptr, sizeof(accumulator_t<T>));
-    });
+              using T = typename decltype(tag)::type;
+              const GradientSource<T> source{{nullptr, padded_samples(call.batch, sizeof(T))}, nullptr};
+              const GradientSplits splits(call.rows, source.tiles());
+              return splits.scratch_bytes(call.nnz, call.rows, call.bias != nullptr, sizeof(accumulator_t<T>));
+            });
   }
 };
 
@@ -36,10 +36,10 @@ cudaError_t value_gradient(const SddmmCsr& call, const Scratch& scratch, cudaStr
   return with_dtype(call.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t samples = padded_samples(call.batch, sizeof(T));
-    const GradientSource<T> rows{reinterpret_cast<const T*>(base + scratch.a), samples};
-    const GradientSource<T> source{reinterpret_cast<const T*>(base + scratch.b), samples};
+    const T* rows = reinterpret_cast<const T*>(base + scratch.a);
+    const GradientSource<T> source{{reinterpret_cast<const T*>(base + scratch.b), samples}, rows};
     const CsrLists lists{call.ptr, 1, call.index};
-    return launch_csr_gradient(lists, call.nnz, call.rows, source, rows, call.values, call.bias, base + scratch.parts,
+    return launch_csr_gradient(lists, call.nnz, call.rows, source, call.values, call.bias, base + scratch.parts,
                                stream);
   });
 }

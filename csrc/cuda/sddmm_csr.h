@@ -1,5 +1,5 @@
-// The kept entries of a^T b on a GPU: the gradient of a sparse weight, one dot product over the batch each. With it, the
-// gradient of the bias.
+// The kept entries of a^T b on a GPU: the gradient of a sparse weight, one dot product over the batch each. With it,
+// the gradient of the bias.
 #pragma once
 
 #include "cuda/spmm_csr.h"

@@ -41,14 +41,14 @@ struct BatchMajorOutput {
   const T* bias;  // [outputs] or null
   int64_t batch;
 
-  template <int kTile>
+  template <int kTile, int kThreads>
   __device__ void store(const accumulator_t<T>* tile, int pitch, int64_t tile_number, int64_t first_row,
                         int64_t rows) const {
     const int r = threadIdx.x % kProductRows;
     const int64_t row = first_row + r;
     if (row >= rows) return;
     const accumulator_t<T> offset = bias == nullptr ? 0 : to_accumulator(bias[row]);
-    for (int p = threadIdx.x / kProductRows; p < kTile; p += kProductThreads / kProductRows) {
+    for (int p = threadIdx.x / kProductRows; p < kTile; p += kThreads / kProductRows) {
       const int64_t sample = tile_number * kTile + p;
       if (sample < batch) y[sample * rows + row] = round_to<T>(tile[r * pitch + p] + offset);
     }
@@ -85,8 +85,7 @@ cudaError_t product_of_feature_major(const SpmmCsr& call, const void* x, void* o
 }
 
 int64_t spmm_csr_scratch(const SpmmCsr& call) {
-  return feature_major_bytes(call.dtype, call.batch, call.inputs) +
-         list_order_bytes(call.dtype, call.order, call.nnz);
+  return feature_major_bytes(call.dtype, call.batch, call.inputs) + list_order_bytes(call.dtype, call.order, call.nnz);
 }
 
 cudaError_t spmm_csr(const SpmmCsr& call, cudaStream_t stream) {

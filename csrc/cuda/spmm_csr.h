@@ -2,12 +2,11 @@
 // gradient.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
 #include "cpu/dtype.h"
 #include "cpu/index_list.h"
+#include "cuda/platform.cuh"
 
 namespace snipkern::cuda {
 
