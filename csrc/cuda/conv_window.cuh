@@ -110,7 +110,7 @@ struct ConvWindow {
   static constexpr bool kSelects = !kForward;
 
   struct Tap {
-    int channel, y, x;  // of the source; y and x to be added to a position's
+    int channel, y, x;  // of the source; y and x are added to a position's
   };
   struct Lane {
     int64_t offset[kPositions];  // of the position in the source, channel 0, no shift
@@ -162,13 +162,16 @@ struct ConvWindow {
     return y % walk.stride[0] == 0 && x % walk.stride[1] == 0;
   }
 
-  __device__ void load(const Lane& lane, const Tap& tap, bool wanted, Sum (&loaded)[kPositions]) const {
+  // Stands where there is no entry: it reaches no image from anywhere.
+  __device__ Tap nothing() const { return {0, INT32_MIN / 2, 0}; }
+
+  __device__ void load(const Lane& lane, const Tap& tap, Sum (&loaded)[kPositions]) const {
     const int64_t shift = tap.channel * walk.source_plane() + static_cast<int64_t>(tap.y) * walk.source_size[1] + tap.x;
 #pragma unroll
     for (int p = 0; p < kPositions; ++p) {
       const bool inside = static_cast<unsigned>(lane.y[p] + tap.y) < static_cast<unsigned>(walk.source_size[0]) &&
                           static_cast<unsigned>(lane.x[p] + tap.x) < static_cast<unsigned>(walk.source_size[1]);
-      loaded[p] = wanted && inside ? to_accumulator(data[lane.offset[p] + shift]) : Sum(0);
+      loaded[p] = inside ? to_accumulator(data[lane.offset[p] + shift]) : Sum(0);
     }
   }
 };
