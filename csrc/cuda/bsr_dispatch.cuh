@@ -8,6 +8,8 @@
 
 namespace snipkern::cuda {
 
+constexpr int64_t kMostOfGrid = 65535;  // of a grid's second dimension
+
 // body(TypeTag<Math>): the product for a dtype and blocks of a side, with `kWide` places of the wide operand. Blocks
 // larger than the narrow tile take several. Few are compiled: floats have no tile of 16 on tensor cores, which wait for
 // shared memory there, and none of 64 without, where more sums leave too few registers for more threads.
@@ -29,6 +31,12 @@ cudaError_t with_math(Dtype dtype, bool allow_tf32, int64_t side, const Body& bo
   if (side <= 16) return body(TypeTag<FmaMath<float, kWide, 16>>{});
   return body(TypeTag<FmaMath<float, kWide, 32>>{});
 }
+
+inline int dtype_bytes(Dtype dtype) {
+  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
+}
+
+inline int sum_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : 4; }
 
 // Whether 16-byte pieces of a matrix never cross a block or its edge: rows of `features` in blocks of `side`.
 template <typename T>

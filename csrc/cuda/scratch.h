@@ -1,5 +1,5 @@
-// Cuts one allocation into arrays. Without memory it only counts, so that the size asked for and the arrays used cannot
-// disagree.
+// Cuts one allocation into arrays. Without memory it only counts: an op runs through the same lines once to tell what it
+// needs, without launching anything, and once with memory, so that the two cannot disagree.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,11 @@ namespace snipkern::cuda {
 
 class Scratch {
  public:
-  explicit Scratch(void* memory) : memory_(static_cast<unsigned char*>(memory)) {}
+  struct Count {};
+
+  // `memory` may be null where the count was 0.
+  explicit Scratch(void* memory) : memory_(static_cast<unsigned char*>(memory)), counting_(false) {}
+  explicit Scratch(Count) : memory_(nullptr), counting_(true) {}
 
   // `count` elements, aligned for any access.
   template <typename T>
@@ -17,15 +21,17 @@ class Scratch {
   }
 
   void* take_bytes(int64_t bytes) {
-    void* const begin = memory_ == nullptr ? nullptr : memory_ + bytes_;
+    void* const begin = counting_ ? nullptr : memory_ + bytes_;
     bytes_ += (bytes + 255) / 256 * 256;
     return begin;
   }
 
   int64_t bytes() const { return bytes_; }
+  bool counting() const { return counting_; }
 
  private:
   unsigned char* memory_;
+  bool counting_;
   int64_t bytes_ = 0;
 };
 

@@ -10,8 +10,7 @@
 namespace snipkern::cuda {
 namespace {
 
-constexpr int kSamples = 128;        // of a thread block
-constexpr int64_t kMostOfGrid = 65535;  // of a grid's second dimension
+constexpr int kSamples = 128;  // of a thread block
 
 template <typename T>
 struct Arguments {
@@ -173,18 +172,46 @@ cudaError_t launch(const SpmmBsr& call, void* sums, cudaStream_t stream) {
 
 }  // namespace
 
-void* take_spmm_sums(Scratch& scratch, const SpmmBsr& call) {
+cudaError_t spmm_bsr_on_grid(const SpmmBsr& call, Scratch& scratch, cudaStream_t stream) {
   const Lines lines(call);
   const int64_t slots = segment_slots(call.index.blocks, lines.list_side, lines.shift(call.index));
-  return scratch.take_bytes(slots * call.batch * lines.side * (call.dtype == DType::kDouble ? 8 : 4));
-}
-
-cudaError_t spmm_bsr_on_grid(const SpmmBsr& call, void* sums, cudaStream_t stream) {
-  if (call.batch == 0 || call.outputs() == 0) return cudaSuccess;
-  return with_math<kSamples>(call.dtype, call.allow_tf32, Lines(call).side, [&](auto tag) {
+  void* const sums = scratch.take_bytes(slots * call.batch * lines.side * sum_bytes(call.dtype));
+  if (scratch.counting() || call.batch == 0 || call.outputs() == 0) return cudaSuccess;
+  return with_math<kSamples>(call.dtype, call.allow_tf32, lines.side, [&](auto tag) {
     using Math = typename decltype(tag)::type;
     return call.transpose ? launch<Math, true>(call, sums, stream) : launch<Math, false>(call, sums, stream);
   });
+}
+
+namespace {
+
+cudaError_t with_orders(const SpmmBsr& call, Scratch& scratch, cudaStream_t stream) {
+  if (call.index.row_place == nullptr) return spmm_bsr_on_grid(call, scratch, stream);
+  Reordering reorder(scratch, dtype_bytes(call.dtype), stream);
+  SpmmBsr on_grid = call;
+  const int32_t* const input_order = reorder.inverse(call.input_place(), call.inputs());
+  on_grid.x = reorder.gathered(call.x, input_order, call.batch, call.inputs());
+  if (call.bias != nullptr) {
+    const int32_t* const output_order = reorder.inverse(call.output_place(), call.outputs());
+    on_grid.bias = reorder.gathered(call.bias, output_order, 1, call.outputs());
+  }
+  on_grid.y = reorder.matrix(call.batch, call.outputs());
+  reorder.then(spmm_bsr_on_grid(on_grid, scratch, stream));
+  reorder.gather(on_grid.y, call.output_place(), call.batch, call.outputs(), call.y);
+  return reorder.error();
+}
+
+}  // namespace
+
+int64_t spmm_bsr_scratch(const SpmmBsr& call) {
+  Scratch scratch(Scratch::Count{});
+  with_orders(call, scratch, nullptr);
+  return scratch.bytes();
+}
+
+cudaError_t spmm_bsr(const SpmmBsr& call, cudaStream_t stream) {
+  Scratch scratch(call.scratch);
+  return with_orders(call, scratch, stream);
 }
 
 }  // namespace snipkern::cuda

@@ -34,9 +34,8 @@ int64_t spmm_bsr_scratch(const SpmmBsr& call);
 // Every output's sum has one order of its own, in float (double for double): the same bits in every run.
 cudaError_t spmm_bsr(const SpmmBsr& call, cudaStream_t stream);
 
-// The same where x, bias and y are in the grid's order, as for a weight without one. Its scratch is `sums`, which
-// take_spmm_sums() takes; null when counting.
-void* take_spmm_sums(Scratch& scratch, const SpmmBsr& call);
-cudaError_t spmm_bsr_on_grid(const SpmmBsr& call, void* sums, cudaStream_t stream);
+// The same where x, bias and y are in the grid's order, as for a weight without one; takes its own scratch memory, and
+// does no more than that where `scratch` only counts.
+cudaError_t spmm_bsr_on_grid(const SpmmBsr& call, Scratch& scratch, cudaStream_t stream);
 
 }  // namespace snipkern::cuda
