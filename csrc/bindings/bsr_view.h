@@ -20,8 +20,8 @@ struct IndexSizes {
   }
 };
 
-// The requirements of require_block_topology() in snipkern/ops/schema_bsr.py. An index that lies on another device is not
-// read: `read` tells whether this one may be.
+// The requirements of require_block_topology() in snipkern/ops/schema_bsr.py. An index that lies on another device is
+// not read: `read` tells whether this one may be.
 inline BsrIndex block_arrays(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
                              int64_t block_height, int64_t block_width, bool read) {
   SNIPKERN_REQUIRE(block_height > 0 && block_width > 0, op, block_height << " x " << block_width,

@@ -32,9 +32,7 @@ cudaError_t with_math(Dtype dtype, bool allow_tf32, int64_t side, const Body& bo
   return body(TypeTag<FmaMath<float, kWide, 32>>{});
 }
 
-inline int dtype_bytes(Dtype dtype) {
-  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
-}
+inline int dtype_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 inline int sum_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : 4; }
 

@@ -28,7 +28,8 @@ struct PlainList {
   __device__ int32_t operator[](int32_t k) const { return first + k; }
 };
 
-// Both kinds of lines have `extent` rows or columns of the grid from `first` on, and the list over which they are summed.
+// Both kinds of lines have `extent` rows or columns of the grid from `first` on, and the list over which they are
+// summed.
 struct BlockRow {
   int32_t first, extent;
   int32_t start, run;  // the values of its row r are start + r * run + [0, run)
@@ -73,10 +74,10 @@ struct Walk {
   __device__ int32_t steps(int32_t depth) const { return (end - begin + depth - 1) / depth; }
 };
 
-// Lines differ in length, so their lists are cut into segments of 2^shift entries (31: of any length), and a thread block takes one: no
-// line, however long, makes the others wait. Segment s of line i is item before(i) + i + s, so that the host knows how
-// many items suffice for any topology (segment_items), and item numbers of different lines never meet. Some items are
-// beyond their line's end; the first one of a line never is, though its list may be empty.
+// Lines differ in length, so their lists are cut into segments of 2^shift entries (31: of any length), and a thread
+// block takes one: no line, however long, makes the others wait. Segment s of line i is item before(i) + i + s, so that
+// the host knows how many items suffice for any topology (segment_items), and item numbers of different lines never
+// meet. Some items are beyond their line's end; the first one of a line never is, though its list may be empty.
 struct Segments {
   const int32_t* ptr;  // [lines + 1]: blocks before each line
   int32_t lines, side, shift;

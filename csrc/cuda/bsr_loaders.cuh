@@ -115,8 +115,8 @@ struct ColumnValues {
   bool vectors;
   int32_t next[Fill::kPasses];  // where this thread's values of the next step begin
 
-  __device__ ColumnValues(const T* values, const BlockIndex& index, const BlockColumn& column, int32_t begin,
-                          Walk walk, bool vectors)
+  __device__ ColumnValues(const T* values, const BlockIndex& index, const BlockColumn& column, int32_t begin, Walk walk,
+                          bool vectors)
       : values(values), index(index), column(column), begin(begin), walk(walk), vectors(vectors) {
     if (vectors) find(walk.begin);
   }

@@ -118,7 +118,9 @@ struct Share {
   static constexpr int kPlaces = Tile::kExtent / kOwners;
   static constexpr int kGroup = Tile::kDepthInner ? 1 : kPlaces < kVector<T> ? kPlaces : kVector<T>;
 
-  __device__ static int place(int owner, int i) { return i / kGroup * (kGroup * kOwners) + owner * kGroup + i % kGroup; }
+  __device__ static int place(int owner, int i) {
+    return i / kGroup * (kGroup * kOwners) + owner * kGroup + i % kGroup;
+  }
 
   // Elements of depth [depth, depth + kVector<T>).
   __device__ static void read(T (&to)[kPlaces][kVector<T>], const T* tile, int owner, int depth) {

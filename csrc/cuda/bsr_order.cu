@@ -6,7 +6,7 @@ namespace snipkern::cuda {
 namespace {
 
 constexpr int kThreadsOf = 256;
-constexpr int64_t kRowsOf = 16;        // rows in which a thread gathers the feature it has looked up
+constexpr int64_t kRowsOf = 16;         // rows in which a thread gathers the feature it has looked up
 constexpr int64_t kMostOfGrid = 65535;  // of a grid's second dimension
 
 __global__ void __launch_bounds__(kThreadsOf) invert_places_kernel(const int32_t* place, int32_t size, int32_t* order) {

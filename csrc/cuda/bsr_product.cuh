@@ -26,8 +26,8 @@ struct Staging {
 
 template <typename Math, typename Wide, typename Narrow, typename Out>
 constexpr int shared_bytes() {
-  constexpr int kOperands = kStages * (Wide::Tile::kElements + Narrow::Tile::kElements) *
-                            static_cast<int>(sizeof(typename Math::Element));
+  constexpr int kOperands =
+      kStages * (Wide::Tile::kElements + Narrow::Tile::kElements) * static_cast<int>(sizeof(typename Math::Element));
   constexpr int kSums = Staging<Math, Out::kWideInner>::kBytes;
   static_assert(kOperands <= 48 << 10 && kSums <= 48 << 10, "more needs leave from the driver");
   return kOperands > kSums ? kOperands : kSums;

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 
-#include "cuda/bsr_dispatch.cuh"
-#include "cuda/bsr_lists.cuh"
-#include "cuda/bsr_product.cuh"
+#include "cuda/bsr_lines.cuh"
 
 namespace snipkern::cuda {
 

@@ -4,13 +4,13 @@
 namespace snipkern::cuda {
 namespace {
 
-constexpr int kFeatures = 64;                   // of a thread block
-constexpr int kLanes = kThreads / kFeatures;    // that share the samples of a feature
-constexpr int kRowsAtOnce = 8;                  // loads of a thread on their way
+constexpr int kFeatures = 64;                 // of a thread block
+constexpr int kLanes = kThreads / kFeatures;  // that share the samples of a feature
+constexpr int kRowsAtOnce = 8;                // loads of a thread on their way
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) feature_sums_kernel(const T* x, int64_t batch, int32_t features,
-                                                                Splits splits, accumulator_t<T>* parts, T* sums) {
+__global__ void __launch_bounds__(kThreads)
+    feature_sums_kernel(const T* x, int64_t batch, int32_t features, Splits splits, accumulator_t<T>* parts, T* sums) {
   using Sum = accumulator_t<T>;
   __shared__ Sum of_lane[kLanes][kFeatures];
   const int place = static_cast<int>(threadIdx.x) % kFeatures, lane = static_cast<int>(threadIdx.x) / kFeatures;

@@ -1,5 +1,5 @@
-// Cuts one allocation into arrays. Without memory it only counts: an op runs through the same lines once to tell what it
-// needs, without launching anything, and once with memory, so that the two cannot disagree.
+// Cuts one allocation into arrays. Without memory it only counts: an op runs through the same lines once to tell what
+// it needs, without launching anything, and once with memory, so that the two cannot disagree.
 #pragma once
 
 #include <cstdint>

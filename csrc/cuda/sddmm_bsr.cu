@@ -1,9 +1,7 @@
 #include "cuda/sddmm_bsr.h"
 
-#include "cuda/bsr_dispatch.cuh"
 #include "cuda/bsr_loaders.cuh"
 #include "cuda/bsr_order.h"
-#include "cuda/bsr_product.cuh"
 #include "cuda/bsr_splits.cuh"
 
 namespace snipkern::cuda {
@@ -37,18 +35,15 @@ struct Operands {
 template <typename Math>
 __global__ void __launch_bounds__(kThreads, kResident) sddmm_bsr_kernel(const Arguments<typename Math::Element> call) {
   using T = typename Math::Element;
-  const int32_t item = static_cast<int32_t>(blockIdx.x) / call.tiles;
-  const int32_t number = call.segments.line_of(item);
-  const int32_t segment = item - number - call.segments.before(number);
-  const BlockRow row(call.index, number);
-  const int32_t begin = static_cast<int32_t>(blockIdx.x) % call.tiles * Math::kHeight;
-  const Walk columns = call.segments.walk(segment, row.run);
-  if (begin >= row.extent || columns.begin == columns.end) return;
+  const LineItem item(call.segments, call.tiles, Math::kHeight);
+  const BlockRow row(call.index, item.number);
+  const Walk columns = call.segments.walk(item.segment, row.run);
+  if (item.begin >= row.extent || columns.begin == columns.end) return;
   const int64_t first = blockIdx.y * call.splits.length, last = min(call.batch, first + call.splits.length);
   typename Operands<Math>::Wide wide(call.b, first, last, call.index.cols, row.list, columns.begin, call.vector_b);
-  typename Operands<Math>::Narrow narrow(call.a, first, last, call.index.rows, PlainList{row.first, row.extent}, begin,
-                                         call.vector_a);
-  const RunPieces<T> out(call.values, call.sums, call.splits.count, call.index.nnz, row, begin, columns.begin);
+  typename Operands<Math>::Narrow narrow(call.a, first, last, call.index.rows, PlainList{row.first, row.extent},
+                                         item.begin, call.vector_a);
+  const RunPieces<T> out(call.values, call.sums, call.splits.count, call.index.nnz, row, item.begin, columns.begin);
   multiply<Math>(wide, narrow, static_cast<int32_t>((last - first + kDepth<T> - 1) / kDepth<T>), out);
 }
 

@@ -18,7 +18,7 @@ struct Arguments {
   const T *x, *values;
   SampleRows<T> y;
   SegmentSums<accumulator_t<T>, false> sums;
-  int64_t first;  // sample
+  int64_t first;          // sample
   int32_t inputs, tiles;  // features of x; narrow tiles of a line
   bool vector_x, vector_values;
 };
@@ -72,8 +72,9 @@ cudaError_t launch(const SpmmBsr& call, const LinePlan& plan, void* sums, cudaSt
   for (int64_t tile = 0; tile < sample_tiles; tile += kMostOfGrid) {
     const auto tiles = static_cast<unsigned>(std::min(sample_tiles - tile, kMostOfGrid));
     arguments.first = tile * kSamples;
-    SNIPKERN_LAUNCH((spmm_bsr_kernel<Math, kTranspose>), dim3(static_cast<unsigned>(plan.items * arguments.tiles), tiles),
-                    dim3(kThreads), (Parts::kShared), stream, arguments);
+    SNIPKERN_LAUNCH((spmm_bsr_kernel<Math, kTranspose>),
+                    dim3(static_cast<unsigned>(plan.items * arguments.tiles), tiles), dim3(kThreads), (Parts::kShared),
+                    stream, arguments);
     if (plan.slots > 0) {
       SNIPKERN_LAUNCH((join_segments_kernel<SampleRows<T>, typename Parts::Line>),
                       dim3(static_cast<unsigned>(plan.lines), tiles), dim3(kThreads), 0, stream, index,

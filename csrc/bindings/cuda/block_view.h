@@ -30,10 +30,4 @@ inline BlockIndex block_index(const char* op, const Tensor& topology, int64_t nn
   return index;
 }
 
-// Memory that a call needs until it is done: the caching allocator gives it to nobody else on this stream before. Keep
-// the tensor until after the launch.
-inline Tensor new_scratch(const Tensor& like, int64_t bytes) {
-  return torch::stable::new_empty(like, {bytes}, std::make_optional(ScalarType::Byte));
-}
-
 }  // namespace snipkern::cuda

@@ -46,8 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bsr_backward_cuda(const Tensor& grad, co
                    "grad must be [" << x.size(0) << ", " << rows << "]");
   require_like(kOp, "grad", grad, x, "x");
   require_values(kOp, values, x, "x");
-  const BlockIndex index =
-      block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
+  const BlockIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
   const CallSite site(x);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
   Tensor grad_x = new_output(x, {x.size(0), cols});

@@ -15,8 +15,7 @@ Tensor spmm_bsr_cuda(const Tensor& x, const Tensor& values, const std::optional<
   SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
   require_values(kOp, values, x, "x");
   require_bias(kOp, bias, outputs, x);
-  const BlockIndex index =
-      block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
+  const BlockIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
   const CallSite site(x);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
