@@ -1,5 +1,5 @@
-// What the drivers share: programs without torch that run each kernel on small random inputs and compare it with sums in
-// double. Built with sanitizers, and with kernels that were broken on purpose.
+// What the drivers share: programs without torch that run each kernel on small random inputs and compare it with sums
+// in double. Built with sanitizers, and with kernels that were broken on purpose.
 //
 //   driver SEED OS_THREADS    says "ok", or what is wrong first and returns 1
 #pragma once
@@ -87,7 +87,8 @@ struct Tensor {
     snipkern::cuda::with_dtype(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       for (size_t i = 0; i < numbers.size(); ++i) {
-        memory.as<T>()[i] = snipkern::cuda::round_to<T>(static_cast<snipkern::accumulator_t<T>>(2 * random.uniform() - 1));
+        memory.as<T>()[i] =
+            snipkern::cuda::round_to<T>(static_cast<snipkern::accumulator_t<T>>(2 * random.uniform() - 1));
       }
     });
     read();
