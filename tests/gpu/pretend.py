@@ -41,7 +41,8 @@ class Synchronizes(RuntimeError):
 class Pretended(torch.Tensor):
     """A tensor on the device; ``elem`` holds its numbers."""
 
-    elem: Tensor
+    # Not among the attributes, which conversion hands on from a weight to its values.
+    __slots__ = ("elem",)
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> Pretended:
