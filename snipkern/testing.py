@@ -43,8 +43,14 @@ def tiers() -> list[str]:
     return ["reference", *(f"cpu-{isa}" for isa in usable)]
 
 
+#: What else :func:`run_on` knows by name: tests add kernels that run on a harness.
+OTHER_TIERS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {}
+
+
 def run_on(tier: str) -> contextlib.AbstractContextManager[None]:
-    """Runs the ops inside a ``with`` block on one of :func:`tiers`."""
+    """Runs the ops inside a ``with`` block on one of :func:`tiers`, or of ``OTHER_TIERS``."""
+    if tier in OTHER_TIERS:
+        return OTHER_TIERS[tier]()
     name, _, isa = tier.partition("-")
     return backends.use(name, isa=isa or None)
 
