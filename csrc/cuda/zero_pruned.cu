@@ -44,19 +44,23 @@ enum class Access { kInPlace, kVectors, kElements };
 
 template <typename E, Access kAccess>
 __device__ __forceinline__ Bytes16 load(const E* from) {
-  if constexpr (kAccess != Access::kElements) return *reinterpret_cast<const Bytes16*>(from);
   Bytes16 loaded;
+  if constexpr (kAccess != Access::kElements) {
+    loaded = *reinterpret_cast<const Bytes16*>(from);
+    return loaded;
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(E) == 2) {
-      loaded.element[i] = from[2 * i] | static_cast<uint32_t>(from[2 * i + 1]) << 16;
-    } else if constexpr (sizeof(E) == 4) {
-      loaded.element[i] = from[i];
-    } else {
-      loaded.element[i] = static_cast<uint32_t>(from[i / 2] >> (i % 2 * 32));
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(E) == 2) {
+        loaded.element[i] = from[2 * i] | static_cast<uint32_t>(from[2 * i + 1]) << 16;
+      } else if constexpr (sizeof(E) == 4) {
+        loaded.element[i] = from[i];
+      } else {
+        loaded.element[i] = static_cast<uint32_t>(from[i / 2] >> (i % 2 * 32));
+      }
     }
+    return loaded;
   }
-  return loaded;
 }
 
 // Grid: one block for each kThreads * kTogether vectors, at least one. `head` elements come before the vectors.
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
       loaded[i].element[j] &= mask;
     }
     if (kAccess == Access::kInPlace && dirty == 0) continue;
-    *reinterpret_cast<Bytes16*>(to + head + vector * kElements) = loaded[i];
+    reinterpret_cast<Bytes16*>(to + head)[vector] = loaded[i];
   }
   // Fewer than a vector's elements before the vectors, and fewer than that behind them.
   if (blockIdx.x != 0 || threadIdx.x >= 2 * kElements) return;
