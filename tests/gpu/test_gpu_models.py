@@ -8,7 +8,7 @@ import pytest
 import torch
 from nets import make_cnn, make_mlp
 from torch import nn
-from where import DEVICE, ON, REAL, cuda_only, no_sync
+from where import DEVICE, ON, REAL, cuda_only, long_elsewhere, no_sync
 
 import snipkern as sk
 from snipkern import Layout, Mask
@@ -276,6 +276,7 @@ def test_gradient_scaler(generator):
     assert not torch.equal(before["0.weight"], after["0.weight"])
 
 
+@long_elsewhere
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.skipif(ON == "pretend", reason="the compiler does not know the pretended device")
 def test_compiled(how, generator):
