@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from snipkern.layout import INT32_LIMIT, Layout
 from snipkern.masks import Mask
@@ -63,6 +64,10 @@ class BaseTopology:
 
     def flat_index(self, device: torch.device) -> Tensor:
         """int64 ``[nnz]``: position of each value in the flattened dense weight; ascending if ``row_major``."""
+        raise NotImplementedError
+
+    def place(self, device: torch.device) -> None:
+        """Brings what the kernels need to a device, so that no call of theirs has to wait for it."""
         raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, object]) -> BaseTopology:
@@ -126,8 +131,13 @@ class Topology(BaseTopology):
         """
         index = self._by_device.get(device)
         if index is None:
-            index = self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
+            index = self._by_device[torch.device("cpu")].to(device)
+            if not isinstance(index, FakeTensor):  # of a trace, to which it belongs
+                self._by_device[device] = index
         return index
+
+    def place(self, device: torch.device) -> None:
+        self.on(device)
 
     def flat_index(self, device: torch.device) -> Tensor:
         return flat_index(self.on(device), self.rows, self.cols, self.nnz)

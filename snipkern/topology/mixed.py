@@ -49,6 +49,10 @@ class MixedTopology(BaseTopology):
     def flat_index(self, device: torch.device) -> Tensor:
         return torch.cat([self.blocks.flat_index(device), self.singles.flat_index(device)])
 
+    def place(self, device: torch.device) -> None:
+        self.blocks.place(device)
+        self.singles.place(device)
+
     def __reduce__(self) -> tuple[type[MixedTopology], tuple[object, ...]]:
         return MixedTopology, (self.mask, self._layout)
 
