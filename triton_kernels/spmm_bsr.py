@@ -1,8 +1,8 @@
 """The products with whole blocks on CUDA devices, in Triton. Not yet run on a GPU: interpreted, compiled ahead of time.
 
-The contract is :mod:`snipkern.ops.schema_bsr`, with two exceptions: a tensor that is not contiguous is copied first, and
-since the index is on the device, that it holds as many kept weights as it should is trusted. Here are the launchers;
-spmm_bsr_kernels.py has the kernels and tuning.py the tiles.
+The contract is :mod:`snipkern.ops.schema_bsr`, with two exceptions: a tensor that is not contiguous is copied first,
+and since the index is on the device, that it holds as many kept weights as it should is trusted. Here are the
+launchers; spmm_bsr_kernels.py has the kernels and tuning.py the tiles.
 
 Where the grid has an order of its own, inputs are brought into it and outputs out of it by one pass over each, which
 reads and writes them once: a product reads x as often as a column has kept blocks, so that whole vectors pay.

@@ -13,9 +13,13 @@ from snipkern.triton_kernels.bsr_index import columns_of_runs, find_run_tile, ke
 
 
 @triton.jit
-def sum_dtype(dtype: tl.constexpr) -> tl.constexpr:
-    """The dtype that sums are taken in."""
-    return tl.float64 if dtype == tl.float64 else tl.float32
+def no_sums(operand, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile of zeros in the dtype that sums of such an operand are taken in."""
+    if operand.dtype.element_ty == tl.float64:
+        sums = tl.zeros([HEIGHT, WIDTH], tl.float64)
+    else:
+        sums = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    return sums
 
 
 @triton.jit(do_not_specialize=["block_rows", "block_cols", "blocks", "bucket"])
@@ -42,7 +46,7 @@ def product_kernel(
     lane = tl.arange(0, DEPTH)
     x_rows = x + sample[:, None] * cols
     value_rows = values + start + row[None, :] * run
-    total = tl.zeros([BATCH, ROWS], sum_dtype(x.dtype.element_ty))
+    total = no_sums(x, BATCH, ROWS)
     # The columns of the next step are asked for a step ahead.
     column = kept_columns(col, lane, run, WIDTH)
     for k in range(0, run, DEPTH):
@@ -103,7 +107,7 @@ def transposed_product_kernel(
     live_sample = sample < batch
     lane = tl.arange(0, DEPTH)
     x_rows = x + sample[:, None] * rows
-    total = tl.zeros([BATCH, COLS], sum_dtype(x.dtype.element_ty))
+    total = no_sums(x, BATCH, COLS)
     # Where the next step's rows are is asked for a step ahead.
     row, begin, block = kept_rows(topology, rows, block_rows, block_cols, blocks, first, lane, count, HEIGHT)
     for k in range(0, count * HEIGHT, DEPTH):
@@ -150,7 +154,7 @@ def value_grad_kernel(
         a_rows = a + (first_sample + lane)[:, None] * rows + output[None, :]
         b_rows = b + (first_sample + lane)[:, None] * cols + column[None, :]
         left_over = tl.minimum(batch - first_sample, share)
-        total = tl.zeros([PLACES, ROWS], sum_dtype(a.dtype.element_ty))
+        total = no_sums(a, PLACES, ROWS)
         for k in range(0, left_over, DEPTH):
             live_sample = k + lane < left_over
             left = tl.load(b_rows, mask=live_sample[:, None] & live[None, :], other=0)
