@@ -82,10 +82,29 @@ def load_run(topology, rows, block_row, block_rows, HEIGHT: tl.constexpr, VECTOR
 
 
 @triton.jit
-def kept_columns(col, place, run, WIDTH: tl.constexpr):
-    """The columns of the grid at these places of a run; only its last block may be cut."""
-    block_col = tl.load(col + place // WIDTH, mask=place < run, other=0)
-    return block_col * WIDTH + place % WIDTH
+def step_places(k, SIDE: tl.constexpr, DEPTH: tl.constexpr):
+    """Places of a list of blocks that tell the blocks of a step: one place where a step never leaves a block."""
+    if SIDE % DEPTH == 0:
+        places = k
+    else:
+        places = k + tl.arange(0, DEPTH)
+    return places
+
+
+@triton.jit
+def kept_block_cols(col, place, run, WIDTH: tl.constexpr):
+    """The block columns of these places of a run."""
+    return tl.load(col + place // WIDTH, mask=place < run, other=0)
+
+
+@triton.jit
+def kept_columns(block_col, place, WIDTH: tl.constexpr, VECTOR: tl.constexpr):
+    """The columns of the grid at these places of a run; only its last block may be cut.
+
+    Hints belong to the result of an operation: those that are given to a value that a loop carries land elsewhere.
+    """
+    column = block_col * WIDTH + place % WIDTH
+    return tl.max_contiguous(tl.multiple_of(column, VECTOR), VECTOR)
 
 
 @triton.jit

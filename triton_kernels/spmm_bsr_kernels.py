@@ -9,7 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from snipkern.triton_kernels.bsr_index import columns_of_runs, find_run_tile, kept_columns, load_run
+from snipkern.triton_kernels.bsr_index import (
+    columns_of_runs,
+    find_run_tile,
+    kept_block_cols,
+    kept_columns,
+    load_run,
+    step_places,
+)
 
 
 @triton.jit
@@ -47,15 +54,15 @@ def product_kernel(
     x_rows = x + sample[:, None] * cols
     value_rows = values + start + row[None, :] * run
     total = no_sums(x, BATCH, ROWS)
-    # The columns of the next step are asked for a step ahead.
-    column = kept_columns(col, lane, run, WIDTH)
+    # The blocks of the next step are asked for a step ahead.
+    block_col = kept_block_cols(col, step_places(0, WIDTH, DEPTH), run, WIDTH)
     for k in range(0, run, DEPTH):
         place = k + lane
         live = place < run
-        here = tl.max_contiguous(tl.multiple_of(column, VECTOR), VECTOR)
-        left = tl.load(x_rows + here[None, :], mask=live_sample[:, None] & live[None, :], other=0)
+        column = kept_columns(block_col, place, WIDTH, VECTOR)
+        left = tl.load(x_rows + column[None, :], mask=live_sample[:, None] & live[None, :], other=0)
         right = tl.load(value_rows + place[:, None], mask=live[:, None] & live_row[None, :], other=0)
-        column = kept_columns(col, place + DEPTH, run, WIDTH)
+        block_col = kept_block_cols(col, step_places(k + DEPTH, WIDTH, DEPTH), run, WIDTH)
         total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
     if BIAS:
         total += tl.load(bias + output, mask=live_row, other=0).to(total.dtype)[None, :]
@@ -64,22 +71,19 @@ def product_kernel(
 
 
 @triton.jit
-def kept_rows(topology, rows, block_rows, block_cols, blocks, first, place, count, HEIGHT: tl.constexpr):
-    """Rows of the grid at these places of a block column's list, and where in the values these rows' stretches begin.
+def kept_blocks(topology, block_rows, block_cols, blocks, first, place, end, HEIGHT: tl.constexpr):
+    """Of the blocks at these places of a block column's list: block rows, first values, ends, numbers in their rows.
 
-    Place ``k`` of the list is row ``k % HEIGHT`` of its block ``k / HEIGHT``. Places behind its end get row ``rows``.
+    Place ``k`` of the list is row ``k % HEIGHT`` of its block ``k / HEIGHT``.
     """
-    live = place < count * HEIGHT
+    live = place < end
     entry = columns_of_runs(topology, block_rows) + blocks + block_cols + 1 + first + place // HEIGHT
     block_row = tl.load(entry, mask=live, other=0)
     block = tl.load(entry + blocks, mask=live, other=0)
     start = tl.load(topology + block_row, mask=live, other=0)
-    end = tl.load(topology + block_row + 1, mask=live, other=0)
+    after = tl.load(topology + block_row + 1, mask=live, other=0)
     first_block = tl.load(topology + block_rows + 1 + block_row, mask=live, other=0)
-    height = tl.minimum(HEIGHT, rows - block_row * HEIGHT)
-    row = place % HEIGHT
-    run = (end - start) // height
-    return tl.where(live, block_row * HEIGHT + row, rows), start + row * run, block - first_block
+    return block_row, start, after, block - first_block
 
 
 @triton.jit(do_not_specialize=["block_rows", "block_cols", "blocks", "bucket"])
@@ -108,16 +112,25 @@ def transposed_product_kernel(
     lane = tl.arange(0, DEPTH)
     x_rows = x + sample[:, None] * rows
     total = no_sums(x, BATCH, COLS)
-    # Where the next step's rows are is asked for a step ahead.
-    row, begin, block = kept_rows(topology, rows, block_rows, block_cols, blocks, first, lane, count, HEIGHT)
-    for k in range(0, count * HEIGHT, DEPTH):
-        here = tl.max_contiguous(tl.multiple_of(row, ROW_VECTOR), ROW_VECTOR)
-        live = here < rows
-        at = tl.multiple_of(begin + block * WIDTH, VECTOR)
-        left = tl.load(x_rows + here[None, :], mask=live_sample[:, None] & live[None, :], other=0)
+    end = count * HEIGHT
+    # The blocks of the next step are asked for a step ahead.
+    ahead = step_places(0, HEIGHT, DEPTH)
+    block_row, start, after, block = kept_blocks(
+        topology, block_rows, block_cols, blocks, first, ahead, end, HEIGHT
+    )  # fmt: skip
+    for k in range(0, end, DEPTH):
+        place = k + lane
+        row = block_row * HEIGHT + place % HEIGHT
+        row = tl.max_contiguous(tl.multiple_of(row, ROW_VECTOR), ROW_VECTOR)
+        live = (place < end) & (row < rows)
+        run = (after - start) // tl.minimum(HEIGHT, rows - block_row * HEIGHT)
+        at = tl.multiple_of(start + block * WIDTH + place % HEIGHT * run, VECTOR)
+        left = tl.load(x_rows + row[None, :], mask=live_sample[:, None] & live[None, :], other=0)
         right = tl.load(values + at[:, None] + col[None, :], mask=live[:, None] & live_col[None, :], other=0)
-        place = k + DEPTH + lane
-        row, begin, block = kept_rows(topology, rows, block_rows, block_cols, blocks, first, place, count, HEIGHT)
+        ahead = step_places(k + DEPTH, HEIGHT, DEPTH)
+        block_row, start, after, block = kept_blocks(
+            topology, block_rows, block_cols, blocks, first, ahead, end, HEIGHT
+        )  # fmt: skip
         total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
     if BIAS:
         total += tl.load(bias + output, mask=live_col, other=0).to(total.dtype)[None, :]
@@ -147,21 +160,21 @@ def value_grad_kernel(
         live_row = (row < HEIGHT) & (output < rows)
         place = begin + tl.arange(0, PLACES)
         live = place < run
-        column = kept_columns(columns_of_runs(topology, block_rows) + first, place, run, WIDTH)
-        column = tl.max_contiguous(tl.multiple_of(column, VECTOR), VECTOR)
+        block_col = kept_block_cols(columns_of_runs(topology, block_rows) + first, place, run, WIDTH)
+        column = kept_columns(block_col, place, WIDTH, VECTOR)
         lane = tl.arange(0, DEPTH)
         first_sample = number.to(tl.int64) * share
         a_rows = a + (first_sample + lane)[:, None] * rows + output[None, :]
-        b_rows = b + (first_sample + lane)[:, None] * cols + column[None, :]
+        b_cols = b + (first_sample + lane)[None, :] * cols + column[:, None]
         left_over = tl.minimum(batch - first_sample, share)
         total = no_sums(a, PLACES, ROWS)
         for k in range(0, left_over, DEPTH):
             live_sample = k + lane < left_over
-            left = tl.load(b_rows, mask=live_sample[:, None] & live[None, :], other=0)
+            left = tl.load(b_cols, mask=live_sample[None, :] & live[:, None], other=0)
             right = tl.load(a_rows, mask=live_sample[:, None] & live_row[None, :], other=0)
             a_rows += DEPTH * tl.cast(rows, tl.int64)
-            b_rows += DEPTH * tl.cast(cols, tl.int64)
-            total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION, out_dtype=total.dtype)
+            b_cols += DEPTH * tl.cast(cols, tl.int64)
+            total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
         at = number.to(tl.int64) * nnz + start + row[None, :] * run + place[:, None]
         tl.store(out + at, total.to(out.dtype.element_ty), mask=live[:, None] & live_row[None, :])
 

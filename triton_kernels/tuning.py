@@ -35,14 +35,14 @@ SHARED_MEMORY = 166_912
 
 def most_sums(dtype: torch.dtype, precision: str) -> int:
     """Sums that a thread may hold. Without tensor cores it holds its part of the operands in registers too."""
-    if dtype == torch.float64:
-        return 32
-    return 64 if dtype == torch.float32 and precision == "ieee" else MOST_SUMS
+    exact = dtype == torch.float64 or (dtype == torch.float32 and precision == "ieee")
+    return MOST_SUMS // 4 if exact else MOST_SUMS
 
 
 def side_tile(side: int, dtype: torch.dtype, precision: str) -> int:
     """How much of a block's side a program takes: all of it unless that is too much for registers."""
-    return min(max(triton.next_power_of_2(side), LEAST_SIDE), most_sums(dtype, precision))
+    most = 128 if most_sums(dtype, precision) == MOST_SUMS else 64
+    return min(max(triton.next_power_of_2(side), LEAST_SIDE), most)
 
 
 def bucket(size: int) -> int:
