@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from snipkern.layout import index_sizes
 from snipkern.ops.checks import require
 
 VECTOR_BYTES = 16
@@ -32,15 +33,11 @@ class BlockIndex:
         self.rows, self.cols = rows, cols
         self.height, self.width = height, width
         self.block_rows, self.block_cols = -(-rows // height), -(-cols // width)
-        entries = topology.numel() - (2 * self.block_rows + self.block_cols + 3)
+        self.blocks, ordered = index_sizes(topology.numel(), rows, cols, (height, width))
         self.row_place = self.col_place = None
-        if entries % 3:
-            # The places are padded so that their number is 1 modulo 3, which tells that they are there.
-            places = rows + cols
-            places += (1 - places) % 3
-            self.row_place, self.col_place = topology[topology.numel() - places :][: rows + cols].split([rows, cols])
-            entries -= places
-        self.blocks = entries // 3
+        if ordered:
+            places = topology[2 * self.block_rows + self.block_cols + 3 + 3 * self.blocks :]
+            self.row_place, self.col_place = places[: rows + cols].split([rows, cols])
         self.arguments = (topology, rows, cols, self.block_rows, self.block_cols, self.blocks)
 
     def require_own_order(self, name: str) -> None:

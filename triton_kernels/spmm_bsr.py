@@ -147,21 +147,38 @@ def value_grad(a: Tensor, b: Tensor, nnz: int, index: BlockIndex) -> Tensor:
     tile = constants["ROWS"] = side_tile(index.height, a.dtype, constants["PRECISION"])
     parts = triton.cdiv(index.height, tile)
     places = nnz // min(index.height, index.rows)
-    # The number of shares follows from the sizes alone, hence the order of every sum.
-    least = triton.cdiv(places * parts, 128)
-    shares = max(1, min(PROGRAMS // least, batch // LEAST_SHARE))
-    share = max(1, triton.cdiv(batch, LEAST_SHARE * shares)) * LEAST_SHARE
-    shares = max(1, triton.cdiv(batch, share))
-    sums = torch.float64 if a.dtype == torch.float64 else torch.float32
-    target = out if shares == 1 else out.new_empty(shares, nnz, dtype=sums)
+    shares, share = in_shares(places * parts, batch)
+    target = out if shares == 1 else out.new_empty(shares, nnz, dtype=sums_dtype(a.dtype))
     VALUE_GRAD.launch(
         lambda meta: (index.slots(meta["PLACES"]) * parts * shares,),
         (a, b, *index.arguments, target, batch, nnz, share, shares),
         constants,
         places,
     )
-    if shares > 1:
-        add_shares_kernel[(triton.cdiv(nnz, LANES),)](target, out, nnz, shares, SIZE=LANES)
+    return added_up(target, out)
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_shares(places: int, samples: int) -> tuple[int, int]:
+    """How many shares the samples are added up in, and the size of each, for so many places of all runs.
+
+    It follows from the sizes alone, hence the order of every sum.
+    """
+    programs = triton.cdiv(places, max(size for size, *_ in PLACE_TILES))
+    shares = max(1, min(PROGRAMS // programs, samples // LEAST_SHARE))
+    share = max(1, triton.cdiv(samples, LEAST_SHARE * shares)) * LEAST_SHARE
+    return max(1, triton.cdiv(samples, share)), share
+
+
+def added_up(parts: Tensor, out: Tensor) -> Tensor:
+    """``out``, after the results of shares ``[shares, numel]`` are in it."""
+    if parts is not out:
+        size = out.numel()
+        add_shares_kernel[(triton.cdiv(size, LANES),)](parts, out, size, parts.shape[0], SIZE=LANES)
     return out
 
 
