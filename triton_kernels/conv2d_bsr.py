@@ -25,11 +25,11 @@ from snipkern.triton_kernels.conv2d_bsr_kernels import (
     grad_columns_kernel,
 )
 from snipkern.triton_kernels.spmm_bsr import LANES, added_up, in_shares, sums_dtype
-from snipkern.triton_kernels.tuning import PLACE_TILES, SAMPLE_TILES, Tuned, side_tile
+from snipkern.triton_kernels.tuning import MOST_SUMS, PIXEL_TILES, WINDOW_PLACE_TILES, Tuned, side_tile
 
-CONV = Tuned(conv_kernel, "BATCH", "ROWS", SAMPLE_TILES)
-GRAD_COLUMNS = Tuned(grad_columns_kernel, "BATCH", "COLS", SAMPLE_TILES)
-CONV_VALUE_GRAD = Tuned(conv_value_grad_kernel, "PLACES", "ROWS", PLACE_TILES)
+CONV = Tuned(conv_kernel, "BATCH", "ROWS", PIXEL_TILES, MOST_SUMS // 2)
+GRAD_COLUMNS = Tuned(grad_columns_kernel, "BATCH", "COLS", PIXEL_TILES, MOST_SUMS // 2)
+CONV_VALUE_GRAD = Tuned(conv_value_grad_kernel, "PLACES", "ROWS", WINDOW_PLACE_TILES, MOST_SUMS // 2)
 
 COLUMNS_BYTES = 16 * 2**20  # of the buffer of columns, unless those of one channel of one image need more
 
@@ -195,7 +195,7 @@ def add_back(
         lambda meta: (triton.cdiv(pixels, meta["BATCH"]) * tiles,),
         (
             grad, values, *index.arguments, columns,
-            image, images, geometry.pixels, first // index.width, first, end,
+            image, images, *geometry.out_size, first // index.width, first, end,
         ),
         constants,
         pixels,

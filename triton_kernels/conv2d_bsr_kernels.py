@@ -1,8 +1,9 @@
 """The Triton kernels of the convolutions with whole blocks; conv2d_bsr.py launches them.
 
-A *pixel* is a place of the output of one image, counted through all images. For the weight's view ``[O, C * kh * kw]``
-a convolution is the product of spmm_bsr_kernels.py with pixels as samples; what a sample holds in each column is
-gathered from the images as tiles are loaded. Neighbouring threads take neighbouring pixels: these lie side by side.
+A *pixel* is a place of the output of one image, counted through all images; a launch has less than 2^31 of them. For the
+weight's view ``[O, C * kh * kw]`` a convolution is the product of spmm_bsr_kernels.py with pixels as samples; what a
+sample holds in each column is gathered from the images as tiles are loaded. Neighbouring threads take neighbouring
+pixels: these lie side by side.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from snipkern.triton_kernels.bsr_index import (
 )
 from snipkern.triton_kernels.spmm_bsr_kernels import kept_blocks, no_sums
 
+SHARE_MULTIPLE: tl.constexpr = tl.constexpr(16)  # of the pixels that a share has
 GEOMETRY = (
     "channels", "height", "width", "images", "out_height", "out_width",
     "stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x",
 )  # fmt: skip
 NUMBERS = (*GEOMETRY, "block_rows", "block_cols", "blocks", "share", "shares", "nnz", "bucket")
 PRODUCT_NUMBERS = (*GEOMETRY, "block_rows", "block_cols", "blocks", "bucket")
-COLUMN_NUMBERS = ("first_image", "images", "out_pixels", "first_block", "first_col", "end_col", *PRODUCT_NUMBERS[12:])
+COLUMN_NUMBERS = (*PRODUCT_NUMBERS, "first_image", "first_block", "first_col", "end_col")
 
 
 @triton.jit
@@ -36,9 +38,17 @@ def aligned(offset, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def places_of(out_height, out_width, images, VECTOR: tl.constexpr):
+    """How many pixels an image has, and how many there are."""
+    out_pixels = tl.multiple_of(out_height * out_width, VECTOR)
+    return out_pixels, tl.multiple_of(images * out_pixels, VECTOR)
+
+
+@triton.jit
 def output_offset(pixel, out_pixels, rows, VECTOR: tl.constexpr):
     """Where in an output's first channel pixels lie."""
-    return aligned(pixel // out_pixels * rows * out_pixels + pixel % out_pixels, VECTOR)
+    image = (pixel // out_pixels).to(tl.int64)
+    return aligned(image * rows * out_pixels + pixel % out_pixels, VECTOR)
 
 
 @triton.jit
@@ -47,11 +57,11 @@ def corners(
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Row and column of the input where the pixels' windows begin, and where in its first channel that is."""
-    place = (pixel % out_pixels).to(tl.int32)
+    place = pixel % out_pixels
     y = place // out_width * stride_y - padding_y
     x = place % out_width * stride_x - padding_x
-    image = pixel // out_pixels * channels
-    return y, x, aligned(image * height * width + y * width + x, VECTOR)
+    channel = (pixel // out_pixels).to(tl.int64) * channels
+    return y, x, aligned(channel * height * width + y * width + x, VECTOR)
 
 
 @triton.jit
@@ -80,13 +90,13 @@ def conv_kernel(
     program = tl.program_id(0)
     block_row = program % tiles // PARTS
     row = program % PARTS * ROWS + tl.arange(0, ROWS)
-    pixel = (program // tiles).to(tl.int64) * BATCH + tl.arange(0, BATCH)
+    pixel = program // tiles * BATCH + tl.arange(0, BATCH)
     start, run, first = load_run(topology, rows, block_row, block_rows, HEIGHT, VECTOR)
     col = columns_of_runs(topology, block_rows) + first
     output = block_row * HEIGHT + row
     live_row = (row < HEIGHT) & (output < rows)
-    out_pixels = out_height * out_width
-    live_pixel = pixel < tl.multiple_of(images.to(tl.int64) * out_pixels, OUT_VECTOR)
+    out_pixels, pixels = places_of(out_height, out_width, images, OUT_VECTOR)
+    live_pixel = pixel < pixels
     top, left_side, corner = corners(
         pixel, out_width, out_pixels, channels, height, width, stride_y, stride_x, padding_y, padding_x, IN_VECTOR
     )  # fmt: skip
@@ -119,7 +129,7 @@ def conv_kernel(
 @triton.jit(do_not_specialize=COLUMN_NUMBERS)
 def grad_columns_kernel(
     grad, values, topology, rows, cols, block_rows, block_cols, blocks, columns,
-    first_image, images, out_pixels, first_block, first_col, end_col, bucket,
+    first_image, images, out_height, out_width, first_block, first_col, end_col, bucket,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
     PRECISION: tl.constexpr, COLS: tl.constexpr, BATCH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -132,15 +142,16 @@ def grad_columns_kernel(
     program = tl.program_id(0)
     block_col = first_block + program % tiles // PARTS
     col = program % PARTS * COLS + tl.arange(0, COLS)
-    pixel = (program // tiles).to(tl.int64) * BATCH + tl.arange(0, BATCH)
+    pixel = program // tiles * BATCH + tl.arange(0, BATCH)
     col_ptr = columns_of_runs(topology, block_rows) + blocks + block_col
     first = tl.load(col_ptr)
     end = (tl.load(col_ptr + 1) - first) * HEIGHT
     output = block_col * WIDTH + col
     live_col = (col < WIDTH) & (output < cols)
-    pixels = tl.multiple_of(images.to(tl.int64) * out_pixels, OUT_VECTOR)
+    out_pixels, pixels = places_of(out_height, out_width, images, OUT_VECTOR)
     live_pixel = pixel < pixels
-    source = output_offset(pixel + first_image.to(tl.int64) * out_pixels, out_pixels, rows, OUT_VECTOR)
+    first_place = first_image.to(tl.int64) * rows * out_pixels
+    source = output_offset(pixel, out_pixels, rows, OUT_VECTOR)
     lane = tl.arange(0, DEPTH)
     total = no_sums(grad, BATCH, COLS)
     ahead = step_places(0, HEIGHT, DEPTH)
@@ -154,7 +165,7 @@ def grad_columns_kernel(
         run = (after - start) // tl.minimum(HEIGHT, rows - block_row * HEIGHT)
         at = tl.multiple_of(start + block * WIDTH + place % HEIGHT * run, VECTOR)
         left = tl.load(
-            grad + source[None, :] + row[:, None].to(tl.int64) * out_pixels,
+            grad + first_place + source[None, :] + row[:, None].to(tl.int64) * out_pixels,
             mask=live_pixel[None, :] & live[:, None],
             other=0,
         )
@@ -165,7 +176,7 @@ def grad_columns_kernel(
         )  # fmt: skip
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION, out_dtype=total.dtype)
     wanted = live_col & (output >= first_col) & (output < end_col)
-    at = (output - first_col)[:, None] * pixels + pixel[None, :]
+    at = (output - first_col)[:, None].to(tl.int64) * pixels + pixel[None, :]
     tl.store(columns + at, tl.trans(total), mask=wanted[:, None] & live_pixel[None, :])
 
 
@@ -226,10 +237,9 @@ def conv_value_grad_kernel(
         column = kept_columns(block_col, place, WIDTH, 1)
         tap_y, tap_x, offset = taps(column, height, width, dilation_y, dilation_x, KERNEL_HEIGHT, KERNEL_WIDTH)
         lane = tl.arange(0, DEPTH)
-        out_pixels = out_height * out_width
-        pixels = tl.multiple_of(images.to(tl.int64) * out_pixels, OUT_VECTOR)
+        out_pixels, pixels = places_of(out_height, out_width, images, OUT_VECTOR)
         grad_rows = grad + output[:, None].to(tl.int64) * out_pixels
-        first_pixel = number.to(tl.int64) * share
+        first_pixel = tl.multiple_of(number * share, SHARE_MULTIPLE)
         total = no_sums(x, PLACES, ROWS)
         for k in range(0, share, DEPTH):
             pixel = first_pixel + k + lane

@@ -26,6 +26,19 @@ PLACE_TILES: Tiles = (
     (64, 64, 4, 4),
     (32, 128, 4, 3),
 )
+#: Where elements are gathered one by one, they pass through registers: shorter steps.
+PIXEL_TILES: Tiles = (
+    (128, 64, 4, 3),
+    (128, 64, 8, 3),
+    (64, 64, 4, 3),
+    (32, 64, 4, 3),
+    (16, 64, 4, 3),
+)
+WINDOW_PLACE_TILES: Tiles = (
+    (128, 64, 8, 3),
+    (64, 64, 4, 3),
+    (32, 64, 4, 3),
+)
 LEAST_SIDE = 16  # of a tile; smaller blocks are padded
 LARGEST_BUCKET = 4096
 MOST_SUMS, LEAST_SUMS = 128, 2  # of a thread, in registers
@@ -62,12 +75,13 @@ class Tuned:
         free: Name of the side that candidates choose.
         side: Name of the other one, that of the block.
         tiles: The candidates.
+        most: Sums that a thread may hold.
     """
 
-    def __init__(self, kernel: Any, free: str, side: str, tiles: Tiles) -> None:
+    def __init__(self, kernel: Any, free: str, side: str, tiles: Tiles, most: int = MOST_SUMS) -> None:
         self.kernel, self.free, self.side = kernel, free, side
+        self.tiles, self.most = tiles, most
         self.tuners: dict[int, Any] = {}
-        self.tiles = tiles
 
     def configs(self, itemsize: int) -> list[triton.Config]:
         return [
@@ -79,7 +93,7 @@ class Tuned:
         self, dtype: torch.dtype, constants: Mapping[str, Any], size: int, shared_memory: int
     ) -> list[triton.Config]:
         """The candidates for operands of this dtype whose free side is at most ``size`` long; never none."""
-        side, most = constants[self.side], most_sums(dtype, constants["PRECISION"])
+        side, most = constants[self.side], min(self.most, most_sums(dtype, constants["PRECISION"]))
 
         def fits(config: triton.Config) -> bool:
             free, depth = config.kwargs[self.free], config.kwargs["DEPTH"]
