@@ -24,13 +24,14 @@ from snipkern.triton_kernels.conv2d_bsr_kernels import (
     fold_kernel,
     grad_columns_kernel,
 )
-from snipkern.triton_kernels.spmm_bsr import LANES, added_up, in_shares, sums_dtype
+from snipkern.triton_kernels.spmm_bsr import LANES, added_up, in_shares, precision, sums_dtype
 from snipkern.triton_kernels.tuning import MOST_SUMS, PIXEL_TILES, WINDOW_PLACE_TILES, Tuned, side_tile
 
 CONV = Tuned(conv_kernel, "BATCH", "ROWS", PIXEL_TILES, MOST_SUMS // 2)
 GRAD_COLUMNS = Tuned(grad_columns_kernel, "BATCH", "COLS", PIXEL_TILES, MOST_SUMS // 2)
 CONV_VALUE_GRAD = Tuned(conv_value_grad_kernel, "PLACES", "ROWS", WINDOW_PLACE_TILES, MOST_SUMS // 2)
 
+MOST_PIXELS = 2**30  # of a launch, whose kernels count them in 32 bits
 COLUMNS_BYTES = 16 * 2**20  # of the buffer of columns, unless those of one channel of one image need more
 
 
@@ -40,7 +41,8 @@ class Geometry:
     Attributes:
         numbers: The arguments of the kernels, in order.
         kernel: Constants of the kernels.
-        pixels: Places of the output of one image; ``all_pixels`` counts those of all images.
+        pixels: Places of the output of one image.
+        images_at_once: How many images a launch may have.
     """
 
     def __init__(
@@ -58,13 +60,12 @@ class Geometry:
         self.kernel = {"KERNEL_HEIGHT": kernel[0], "KERNEL_WIDTH": kernel[1]}
         self.taps = math.prod(kernel)
         self.pixels = math.prod(self.out_size)
-        self.all_pixels = images * self.pixels
+        self.images_at_once = max(1, MOST_PIXELS // self.pixels)
         self.window = (*stride, *padding, *dilation)
         self.is_pointwise = self.taps == 1 and list(stride) == [1, 1] and list(padding) == [0, 0]
 
-    def numbers(self, images: int | None = None) -> tuple[int, ...]:
-        some = self.images if images is None else images
-        return (self.channels, *self.size, some, *self.out_size, *self.window)
+    def numbers(self, images: int) -> tuple[int, ...]:
+        return (self.channels, *self.size, images, *self.out_size, *self.window)
 
     def vectors(self, bytes_of_element: int) -> dict[str, int]:
         """How many pixels' elements a load may take at once, from the input and from the output."""
@@ -88,14 +89,9 @@ def common(index: BlockIndex, geometry: Geometry, operand: Tensor) -> dict[str, 
         "HEIGHT": index.height,
         "WIDTH": index.width,
         "VECTOR": index.vector(size),
-        "PRECISION": conv_precision(operand.dtype),
+        "PRECISION": precision(operand.dtype),
         **geometry.vectors(size),
     }
-
-
-def conv_precision(dtype: torch.dtype) -> str:
-    """As :func:`precision`, by the switch for convolutions."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def conv2d_bsr(
@@ -123,12 +119,16 @@ def conv2d_bsr(
         constants = {**common(index, geometry, x), **geometry.kernel, "BIAS": bias is not None}
         tile = constants["ROWS"] = side_tile(index.height, x.dtype, constants["PRECISION"])
         tiles = index.block_rows * triton.cdiv(index.height, tile)
-        CONV.launch(
-            lambda meta: (triton.cdiv(geometry.all_pixels, meta["BATCH"]) * tiles,),
-            (x, values, x if bias is None else bias.contiguous(), *index.arguments, y, *geometry.numbers()),
-            constants,
-            geometry.all_pixels,
-        )
+        for some_x, some_y in zip(x.split(geometry.images_at_once), y.split(geometry.images_at_once), strict=True):
+            images = some_x.shape[0]
+            pixels = images * geometry.pixels
+            offsets = x if bias is None else bias.contiguous()
+            CONV.launch(
+                lambda meta: (triton.cdiv(pixels, meta["BATCH"]) * tiles,),  # noqa: B023, it is called at once
+                (some_x, values, offsets, *index.arguments, some_y, *geometry.numbers(images)),
+                constants,
+                pixels,
+            )
     return y
 
 
@@ -157,7 +157,7 @@ def conv2d_bsr_input_grad(
         sums = sums_dtype(grad.dtype)
         room = COLUMNS_BYTES // (geometry.taps * geometry.pixels * sums.itemsize)
         channels = min(max(room, 1), geometry.channels)
-        images = min(max(room // geometry.channels, 1), geometry.images)
+        images = min(max(room // geometry.channels, 1), geometry.images_at_once, geometry.images)
         columns = grad.new_empty(channels * geometry.taps * images * geometry.pixels, dtype=sums)
         for image in range(0, geometry.images, images):
             for channel in range(0, geometry.channels, channels):
@@ -232,14 +232,24 @@ def conv2d_bsr_weight_grad(
         tile = constants["ROWS"] = side_tile(index.height, grad.dtype, constants["PRECISION"])
         parts = triton.cdiv(index.height, tile)
         places = nnz // min(index.height, index.rows)
-        shares, share = in_shares(places * parts, geometry.all_pixels)
-        target = out if shares == 1 else out.new_empty(shares, nnz, dtype=sums_dtype(grad.dtype))
-        CONV_VALUE_GRAD.launch(
-            lambda meta: (index.slots(meta["PLACES"]) * parts * shares,),
-            (grad, x, *index.arguments, target, *geometry.numbers(), nnz, share, shares),
-            constants,
-            places,
-        )
+        some = min(geometry.images_at_once, geometry.images)
+        shares, share = in_shares(places * parts, some * geometry.pixels)
+        pieces = max(1, triton.cdiv(geometry.images, max(some, 1)))
+        only = shares * pieces == 1
+        target = out if only else out.new_empty(shares * pieces, nnz, dtype=sums_dtype(grad.dtype))
+        for piece in range(pieces):
+            begin = piece * some
+            images = min(some, geometry.images - begin)
+            CONV_VALUE_GRAD.launch(
+                lambda meta: (index.slots(meta["PLACES"]) * parts * shares,),
+                (
+                    grad[begin : begin + images], x[begin : begin + images], *index.arguments,
+                    target if only else target[piece * shares : (piece + 1) * shares],
+                    *geometry.numbers(images), nnz, share, shares,
+                ),
+                constants,
+                places,
+            )  # fmt: skip
         return added_up(target, out)
 
 

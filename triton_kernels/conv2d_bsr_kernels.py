@@ -1,8 +1,8 @@
 """The Triton kernels of the convolutions with whole blocks; conv2d_bsr.py launches them.
 
-A *pixel* is a place of the output of one image, counted through all images; a launch has less than 2^31 of them. For the
-weight's view ``[O, C * kh * kw]`` a convolution is the product of spmm_bsr_kernels.py with pixels as samples; what a
-sample holds in each column is gathered from the images as tiles are loaded. Neighbouring threads take neighbouring
+A *pixel* is a place of the output of one image, counted through all images; a launch has less than 2^31 of them. For
+the weight's view ``[O, C * kh * kw]`` a convolution is the product of spmm_bsr_kernels.py with pixels as samples; what
+a sample holds in each column is gathered from the images as tiles are loaded. Neighbouring threads take neighbouring
 pixels: these lie side by side.
 """
 

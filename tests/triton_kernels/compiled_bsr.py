@@ -4,13 +4,13 @@ test_triton_bsr.py runs this file in a process of its own for one configuration 
 ``--all`` it compiles every candidate that tuning.py offers for whole blocks, which takes minutes, and asserts the same.
 """
 
+import itertools
 import json
 import re
 import sys
 from dataclasses import dataclass
 
 import torch
-import triton
 from compiling import SHARED_MEMORY, compiled_for, compiles_for_amd, source_of, spills
 
 from snipkern.triton_kernels import conv2d_bsr, spmm_bsr, zero_pruned
@@ -94,3 +94,81 @@ def check(result):
         assert matching(result, r"LDGSTS\.E.*\.128"), result
         assert not matching(result, r"LDGSTS(?!.*\.128)|LDG\.E\.U16"), result
         assert matching(result, r"STG\.E\.128") and not matching(result, r"STG\.E(?!\.128)"), result
+
+
+def compile_plainly(arch, name, kernel, constants, element, **options):
+    """A kernel without candidates."""
+    source = source_of(kernel, typed(kernel, constants, element), constants, ALIGNED)
+    return compiled_for(arch, source, **options) | {"kernel": name, "dtype": element}
+
+
+def check_plain(result):
+    """All of them move data, 16 bytes at a time unless they scatter it."""
+    assert not spills(result) and not result["shared"] > SHARED_MEMORY[result["arch"]], result
+    if result["kernel"] in ("zero_pruned", "zero_pruned_"):
+        assert matching(result, r"LDG\.E.*\.128") and matching(result, r"STG\.E.*\.128"), result
+        assert not matching(result, r"LDG\.E(\.CONSTANT)?(\.U16)?$"), result
+
+
+#: One configuration of each kernel: product, dtype, precision, side, free side of the candidate.
+FEW = (
+    ("product", torch.float16, "ieee", 32, 64),
+    ("transposed", torch.bfloat16, "ieee", 32, 64),
+    ("value_grad", torch.float32, "tf32", 32, 64),
+)
+FEW_CONVOLUTIONS = (
+    (80, "conv", torch.float16, "ieee", 32, 64),
+    (90, "grad_columns", torch.float16, "ieee", 32, 64),
+    (100, "conv_value_grad", torch.bfloat16, "ieee", 32, 64),
+)
+
+
+def candidate(name, dtype, precision, side, free):
+    configs = PRODUCTS[name].candidates(side, dtype, precision, SHARED_MEMORY[80])
+    return next(config for config in configs if next(iter(config.kwargs.values())) == free and config.num_warps == 4)
+
+
+def compile_few():
+    """What ``make test`` compiles."""
+    chosen = [(arch, *case) for case in FEW for arch in SHARED_MEMORY] + list(FEW_CONVOLUTIONS)
+    for arch, *case, free in chosen:
+        result = compile_product(arch, *case, candidate(*case, free))
+        check(result)
+        yield result
+    constants = {"IN_PLACE": True, "ROWS": zero_pruned.TILE_BYTES // (64 * 4)}
+    result = compile_plainly(90, "zero_pruned_", zero_pruned.zero_pruned_kernel, constants, "i32", num_warps=8)
+    check_plain(result)
+    yield result
+    name, *case, free = FEW[0]
+    compile_product(None, name, *case, candidate(name, *case, free))
+
+
+def compile_all():
+    """Every candidate for every block side and dtype on every architecture, and what has no candidates."""
+    for arch, name, (dtype, precision), side in itertools.product(SHARED_MEMORY, PRODUCTS, KINDS, SIDES):
+        for config in PRODUCTS[name].candidates(side, dtype, precision, SHARED_MEMORY[arch]):
+            result = compile_product(arch, name, dtype, precision, side, config)
+            check(result)
+            yield result
+    for arch, element in itertools.product(SHARED_MEMORY, ("i16", "i32", "i64")):
+        for in_place in (False, True):
+            bytes_of_element = int(element[1:]) // 8
+            constants = {"IN_PLACE": in_place, "ROWS": zero_pruned.TILE_BYTES // (64 * bytes_of_element)}
+            name = "zero_pruned_" if in_place else "zero_pruned"
+            yield compile_plainly(arch, name, zero_pruned.zero_pruned_kernel, constants, element, num_warps=8)
+    for case in FEW:
+        name, *kind, free = case
+        compile_product(None, name, *kind, candidate(name, *kind, free))
+
+
+def told(result):
+    """A result as a line of JSON."""
+    return json.dumps(result)
+
+
+if __name__ == "__main__":
+    count = 0
+    for found in compile_all() if "--all" in sys.argv else compile_few():
+        count += 1
+        print(told(found), flush=True)
+    print(json.dumps({"kernels": count}))
