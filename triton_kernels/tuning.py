@@ -13,9 +13,7 @@ Tiles = Sequence[tuple[int, int, int, int]]
 SAMPLE_TILES: Tiles = (
     (128, 128, 4, 3),
     (128, 128, 8, 3),
-    (128, 64, 4, 4),
     (64, 128, 4, 3),
-    (64, 64, 4, 4),
     (32, 128, 4, 4),
     (16, 128, 4, 4),
 )
@@ -23,7 +21,6 @@ PLACE_TILES: Tiles = (
     (128, 128, 4, 3),
     (128, 64, 8, 4),
     (64, 128, 4, 3),
-    (64, 64, 4, 4),
     (32, 128, 4, 3),
 )
 #: Where elements are gathered one by one, they pass through registers: shorter steps.
@@ -31,7 +28,6 @@ PIXEL_TILES: Tiles = (
     (128, 64, 4, 3),
     (128, 64, 8, 3),
     (64, 64, 4, 3),
-    (32, 64, 4, 3),
     (16, 64, 4, 3),
 )
 WINDOW_PLACE_TILES: Tiles = (

@@ -1,13 +1,16 @@
 """The block products compiled without a GPU; prints what each kernel needs as JSON lines.
 
 test_triton_bsr.py runs this file in a process of its own for one configuration of each kernel and architecture. With
-``--all`` it compiles every candidate that tuning.py offers for whole blocks, which takes minutes, and asserts the same.
+``--all`` it compiles every candidate that tuning.py offers for the blocks of ``ALL`` and asserts the same: that takes a
+quarter of an hour.
 """
 
+import argparse
+import concurrent.futures
 import itertools
 import json
+import multiprocessing
 import re
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +20,6 @@ from snipkern.triton_kernels import conv2d_bsr, spmm_bsr, zero_pruned
 from snipkern.triton_kernels.tuning import Tuned, side_tile
 
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
-SIDES = (16, 32, 64, 128)
-KINDS = [(torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"),
-         (torch.float64, "ieee")]  # fmt: skip
 OPERANDS = ("x", "y", "a", "b", "out", "grad", "values", "bias", "source", "target")
 # Sizes of layers that block masks are for; the sizes of a convolution's images are never taken to be multiples.
 ALIGNED = ("rows", "cols", "batch", "nnz", "numel")
@@ -90,9 +90,11 @@ def check(result):
         large = result["tile"][0] >= 64 and result["warps"] == 4
         assert matching(result, (LARGE_TILES if large else TENSOR_CORES)[result["arch"]]), result
     if result["kernel"] in ("product", "transposed", "value_grad"):
-        # All loads of operands go past the registers, 16 bytes each; what is shorter reads the index.
-        assert matching(result, r"LDGSTS\.E.*\.128"), result
-        assert not matching(result, r"LDGSTS(?!.*\.128)|LDG\.E\.U16"), result
+        # All loads of operands go past the registers, 16 bytes each; what is shorter reads the index. The tensor cores
+        # of later architectures want 32-bit operands contiguous along the sum, hence others are copied one by one.
+        if result["kernel"] == "product" or result["dtype"] in ("fp16", "bf16"):
+            assert matching(result, r"LDGSTS\.E.*\.128"), result
+            assert not matching(result, r"LDGSTS(?!.*\.128)|LDG\.E\.U16"), result
         assert matching(result, r"STG\.E\.128") and not matching(result, r"STG\.E(?!\.128)"), result
 
 
@@ -110,16 +112,27 @@ def check_plain(result):
         assert not matching(result, r"LDG\.E(\.CONSTANT)?(\.U16)?$"), result
 
 
-#: One configuration of each kernel: product, dtype, precision, side, free side of the candidate.
+#: What ``make test`` compiles: architecture, product, dtype, precision, side of blocks, free side of the candidate.
 FEW = (
-    ("product", torch.float16, "ieee", 32, 64),
-    ("transposed", torch.bfloat16, "ieee", 32, 64),
-    ("value_grad", torch.float32, "tf32", 32, 64),
-)
-FEW_CONVOLUTIONS = (
+    (80, "product", torch.float32, "tf32", 32, 64),
+    (90, "product", torch.float16, "ieee", 32, 64),
+    (100, "product", torch.bfloat16, "ieee", 32, 64),
+    (80, "transposed", torch.bfloat16, "ieee", 32, 64),
+    (90, "transposed", torch.float16, "ieee", 32, 64),
+    (90, "value_grad", torch.bfloat16, "ieee", 32, 64),
+    (100, "value_grad", torch.float16, "ieee", 32, 64),
     (80, "conv", torch.float16, "ieee", 32, 64),
     (90, "grad_columns", torch.float16, "ieee", 32, 64),
     (100, "conv_value_grad", torch.bfloat16, "ieee", 32, 64),
+)
+FOR_AMD = ("product", torch.float16, "ieee", 32, 64)
+#: What ``--all`` compiles every candidate of: dtype, precision, sides of blocks. bfloat16 takes float16's code.
+ALL = (
+    (torch.float16, "ieee", (16, 32, 64, 128)),
+    (torch.bfloat16, "ieee", (32,)),
+    (torch.float32, "tf32", (32, 128)),
+    (torch.float32, "ieee", (32, 128)),
+    (torch.float64, "ieee", (32,)),
 )
 
 
@@ -129,9 +142,7 @@ def candidate(name, dtype, precision, side, free):
 
 
 def compile_few():
-    """What ``make test`` compiles."""
-    chosen = [(arch, *case) for case in FEW for arch in SHARED_MEMORY] + list(FEW_CONVOLUTIONS)
-    for arch, *case, free in chosen:
+    for arch, *case, free in FEW:
         result = compile_product(arch, *case, candidate(*case, free))
         check(result)
         yield result
@@ -139,36 +150,42 @@ def compile_few():
     result = compile_plainly(90, "zero_pruned_", zero_pruned.zero_pruned_kernel, constants, "i32", num_warps=8)
     check_plain(result)
     yield result
-    name, *case, free = FEW[0]
-    compile_product(None, name, *case, candidate(name, *case, free))
+    *case, free = FOR_AMD
+    compile_product(None, *case, candidate(*case, free))
 
 
-def compile_all():
-    """Every candidate for every block side and dtype on every architecture, and what has no candidates."""
-    for arch, name, (dtype, precision), side in itertools.product(SHARED_MEMORY, PRODUCTS, KINDS, SIDES):
-        for config in PRODUCTS[name].candidates(side, dtype, precision, SHARED_MEMORY[arch]):
-            result = compile_product(arch, name, dtype, precision, side, config)
-            check(result)
-            yield result
-    for arch, element in itertools.product(SHARED_MEMORY, ("i16", "i32", "i64")):
-        for in_place in (False, True):
-            bytes_of_element = int(element[1:]) // 8
-            constants = {"IN_PLACE": in_place, "ROWS": zero_pruned.TILE_BYTES // (64 * bytes_of_element)}
-            name = "zero_pruned_" if in_place else "zero_pruned"
-            yield compile_plainly(arch, name, zero_pruned.zero_pruned_kernel, constants, element, num_warps=8)
-    for case in FEW:
-        name, *kind, free = case
-        compile_product(None, name, *kind, candidate(name, *kind, free))
+def all_products(archs):
+    for arch, name, (dtype, precision, sides) in itertools.product(archs, PRODUCTS, ALL):
+        for side in sides:
+            for config in PRODUCTS[name].candidates(side, dtype, precision, SHARED_MEMORY[arch]):
+                yield arch, name, dtype, precision, side, config
 
 
-def told(result):
-    """A result as a line of JSON."""
-    return json.dumps(result)
+def compile_one(job):
+    result = compile_product(*job)
+    check(result)
+    return result
+
+
+def compile_all(archs):
+    """Every candidate on these architectures, in as many processes as there are processors."""
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(compile_one, all_products(archs))
+    for arch, element, in_place in itertools.product(archs, ("i16", "i32", "i64"), (False, True)):
+        constants = {"IN_PLACE": in_place, "ROWS": zero_pruned.TILE_BYTES // (64 * int(element[1:]) // 8)}
+        name = "zero_pruned_" if in_place else "zero_pruned"
+        result = compile_plainly(arch, name, zero_pruned.zero_pruned_kernel, constants, element, num_warps=8)
+        check_plain(result)
+        yield result
+    for name in ("product", "transposed", "value_grad"):
+        _, *case, free = FOR_AMD
+        compile_product(None, name, *case, candidate(name, *case, free))
 
 
 if __name__ == "__main__":
-    count = 0
-    for found in compile_all() if "--all" in sys.argv else compile_few():
-        count += 1
-        print(told(found), flush=True)
-    print(json.dumps({"kernels": count}))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every candidate, not one of each kernel")
+    parser.add_argument("--arch", type=int, choices=SHARED_MEMORY, nargs="+", default=list(SHARED_MEMORY))
+    options = parser.parse_args()
+    for found in compile_all(options.arch) if options.all else compile_few():
+        print(json.dumps(found), flush=True)
