@@ -16,10 +16,11 @@ from snipkern import backends
 from snipkern.ops import reference
 from snipkern.ops.schema_saliency import INFINITY_KEY, LARGEST_KEY, MAGNITUDE, SCORES, WORD_BITS
 from snipkern.triton_kernels import saliency
+from snipkern.triton_kernels.saliency_tiles import HISTOGRAM_TILES, TILE, One, Tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SIZES = (0, 1, 63, 64, 65, 128, saliency.TILE - 1, saliency.TILE, saliency.TILE + 1, 2 * saliency.TILE + 77)
+SIZES = (0, 1, 63, 64, 65, 128, TILE - 1, TILE, TILE + 1, 2 * TILE + 77)
 selection = importlib.import_module("snipkern.selection.topk")
 
 
@@ -124,10 +125,10 @@ def test_layouts():
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1.0, 1e30], ids=["zero", "denormal", "one", "infinite"])
 def test_all_scores_are_one_tie(value):
-    weight = torch.full((2 * saliency.TILE + 9,), value)
+    weight = torch.full((2 * TILE + 9,), value)
     check_middle(weight, -weight)
     key = middle_of(weight, -weight)
-    for ties in (saliency.TILE, saliency.TILE + 70, 2 * saliency.TILE + 8, 2**40):
+    for ties in (TILE, TILE + 70, 2 * TILE + 8, 2**40):
         check("saliency_mask", weight, -weight, key, ties)
 
 
@@ -150,14 +151,14 @@ def test_largest_key_tells_of_nan(dtype):
 
 
 def test_order_of_programs_changes_nothing(monkeypatch):
-    weight, gradient = pair((5 * saliency.TILE + 5,))
+    weight, gradient = pair((5 * TILE + 5,))
     for seed in range(1, 4):
         monkeypatch.setattr(Launch, "seed", seed)
         check_middle(weight, gradient)
 
 
 def test_histogram_of_several_programs():
-    weight, gradient = pair((2 * saliency.TILE * saliency.HISTOGRAM_TILES + 1,))
+    weight, gradient = pair((2 * TILE * HISTOGRAM_TILES + 1,))
     check("saliency_histogram", weight, gradient, 0, INFINITY_KEY, 20)
 
 
@@ -171,12 +172,12 @@ def test_resolve_keeps_bits_that_are_set():
 def test_offsets_beyond_31_bits(monkeypatch):
     """Only the last two tiles run; what they do not touch stays unused address space."""
     first = 2**31
-    tensor = torch.empty(first + saliency.TILE + 100, dtype=torch.float16)
-    tail = pair((saliency.TILE + 100,), (torch.float16, torch.float16))[0]
+    tensor = torch.empty(first + TILE + 100, dtype=torch.float16)
+    tail = pair((TILE + 100,), (torch.float16, torch.float16))[0]
     tensor[first:] = tail
-    tile = first // saliency.TILE
+    tile = first // TILE
     monkeypatch.setattr(Launch, "only", (tile, tile + 1))
-    tiles = saliency.Tiles(saliency.Scored(tensor, tensor, 0, None, None), 1, 0x3E000000, 5000)
+    tiles = Tiles(One(tensor, tensor, 0, None, None), 1, 0x3E000000, 5000)
     words, keys, index, counts = reference.saliency_partition(tail, tail, 1, 0x3E000000, 5000)
     assert torch.equal(tiles.words[first // WORD_BITS :], words)
     assert int(tiles.inside[tile:].sum()) == keys.numel() == int(counts[1]) > 0
