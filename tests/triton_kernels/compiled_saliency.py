@@ -1,7 +1,7 @@
 """The saliency kernels compiled for GPUs that are not here; prints what each needs as JSON lines.
 
-test_triton_saliency.py runs this file in a process of its own, since an interpreting Triton cannot compile. The first
-arguments are NVIDIA's architectures; ``amd`` compiles for one of AMD's too.
+test_triton_saliency.py runs this file in a process of its own, since an interpreting Triton cannot compile. The
+arguments are NVIDIA's architectures; or ``amd``, for one of AMD's.
 """
 
 import json
@@ -52,10 +52,10 @@ SUMS = {kernel.__name__ for kernel in vars(sums).values() if hasattr(kernel, "ar
 PLAIN, SNIP = {"SCORE": 0, "SCALED": False, "ORDERED": False}, {"SCORE": 0}
 # A thread has 16 elements of a tile: 16-byte loads of float32 are 4, of 16-bit types 2. The others have 4, AHEAD times.
 CASES = [
-    Case(kernels.partition_kernel, ONE | PARTITION, TILE_WARPS, "fp32 fp32", 8, True),
+    Case(kernels.partition_kernel, ONE | PARTITION, TILE_WARPS, "fp32 fp32", 8),
     Case(kernels.partition_kernel, MANY | PARTITION, TILE_WARPS, "fp32 fp32", 8, True),
     Case(kernels.partition_kernel, MANY | PARTITION, TILE_WARPS, "i16 i16", 4),
-    Case(kernels.partition_kernel, SIGNED | PARTITION, TILE_WARPS, "fp32 fp32", 8),
+    Case(kernels.partition_kernel, SIGNED | TILES | {"LIST": False}, TILE_WARPS, "fp32 fp32", 8),
     Case(kernels.ties_kernel, MANY | TILES, TILE_WARPS, "fp32 fp32", 8),
     Case(kernels.histogram_kernel, MANY | BINS, TILE_WARPS, "fp16 fp64", 2 + 8),
     Case(kernels.wide_histogram_kernel, ONE | {"SIZE": TILE}, TILE_WARPS, "fp32 fp32", 8),
@@ -86,16 +86,17 @@ def types_of(case):
     return types
 
 
-*architectures, last = sys.argv[1:]
 for case in CASES:
     # As at a launch: most matrices have a multiple of 16 columns.
     source = source_of(case.kernel, types_of(case), case.constants, ("cols",))
     told = {"kernel": case.kernel.__name__, "dtypes": case.dtypes, "wide": case.wide}
-    for arch in map(int, architectures if case.everywhere else architectures[:1]):
+    if sys.argv[1:] == ["amd"]:
+        compiles_for_amd(source, num_warps=case.warps)
+        print(json.dumps(told), flush=True)
+        continue
+    architectures = [int(arch) for arch in sys.argv[1:]]
+    for arch in architectures if case.everywhere else architectures[:1]:
         result = compiled_for(arch, source, num_warps=case.warps)
         opcodes = result.pop("opcodes")
         loads = sum(number for opcode, number in opcodes.items() if opcode.startswith("LDG") and ".128" in opcode)
         print(json.dumps(told | result | {"spills": spills(result | {"opcodes": opcodes}), "loads": loads}), flush=True)
-    if last == "amd":
-        compiles_for_amd(source, num_warps=case.warps)
-        print(json.dumps(told | {"arch": "amd"}), flush=True)
