@@ -14,8 +14,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-#: Shared memory that a program can have on each architecture, in bytes. Triton's compiler does not look.
-SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}
 AMD = "gfx942"
 
 

@@ -17,6 +17,8 @@ FOLDER = Path(__file__).parent
 SOURCE = Path(snipkern.__file__).parents[1]
 # An installation has triton_kernels inside snipkern; in a mere checkout it lies beside.
 PATHS = f"import sys, snipkern; snipkern.__path__.append({str(SOURCE)!r}); sys.path.insert(0, {str(FOLDER)!r})\n"
+#: Shared memory that a program can have on each of NVIDIA's architectures, in bytes. Triton's compiler does not look.
+SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 needs_linux = pytest.mark.skipif(

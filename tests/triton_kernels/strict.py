@@ -17,6 +17,7 @@ theirs from :func:`address_of`; the tensors must be alive when the kernel runs.
 import functools
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import strict_bf16 as strict_bf16
@@ -63,7 +64,7 @@ class Launch:
     count = 0  # launches so far
     starts = np.zeros(NUMBERS, np.uint64)
     ends = np.zeros(NUMBERS, np.uint64)
-    storages = {}  # of tensors that are known by their addresses in tables
+    storages: ClassVar = {}  # of tensors that are known by their addresses in tables
     listed = ARGUMENTS
     loads = stores = atomics = None
 

@@ -27,8 +27,7 @@ def rounded(values):
 
 
 def is_bf16(handle):
-    # A comparison's result still names its operands' type.
-    return isinstance(handle, TensorHandle) and handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16
+    return isinstance(handle, TensorHandle) and handle.dtype.scalar == tl.bfloat16
 
 
 def wide(handle):
@@ -40,10 +39,14 @@ def narrow(handle):
 
 
 def binary_op(self, left, right, operation):
-    if not (is_bf16(left) and is_bf16(right)):
-        return stock_binary(self, left, right, operation)
-    result = stock_binary(self, wide(left), wide(right), operation)
-    return TensorHandle(result.data, tl.int1) if operation in COMPARISONS else narrow(result)
+    bf16 = is_bf16(left) and is_bf16(right)
+    result = (
+        stock_binary(self, wide(left), wide(right), operation) if bf16 else stock_binary(self, left, right, operation)
+    )
+    if operation in COMPARISONS:
+        # The stock handle still names the operands' type, in which a scalar would be spread over a block.
+        return TensorHandle(result.data, tl.int1)
+    return narrow(result) if bf16 else result
 
 
 def unary_op(self, value, operation):
