@@ -97,8 +97,9 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
     layout = layer.layout if layer.engine == "bsr" else None
+    cover = layer.choice.cover if layer.engine == "cover" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Topologies of single weights that are computed with in blocks: every kept weight lies in a covering block.
 
-The idea is SMaT's (Okanovic et al., "High performance unstructured SpMM computation using tensor cores", SC 2024): after
-rows and columns are ordered so that kept weights cluster, the few blocks that hold them all are multiplied as a whole.
+The idea is SMaT's (Okanovic et al., "High Performance Unstructured SpMM Computation Using Tensor Cores", SC 2024): rows
+and columns are ordered so that kept weights cluster, and the few blocks that hold them all are multiplied as a whole.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from snipkern.masks import Mask
 from snipkern.topology.block import BlockTopology
 from snipkern.topology.csr import BaseTopology
 from snipkern.topology.similar import blocks_needed, gathered
+from snipkern.topology.similar import fullest_first as fullest
 
-__all__ = ["CoverTopology", "covering", "stored_weights"]
+__all__ = ["CoverTopology", "covering", "fullest_first", "stored_weights"]
 
 Ints = NDArray[np.int64]
 
@@ -118,6 +119,14 @@ def covering(mask: Mask, block: tuple[int, int], ordered: bool = True) -> Layout
     if np.array_equal(row_order, np.arange(rows)) and np.array_equal(col_order, np.arange(cols)):
         return Layout(block)
     return Layout(block, torch.from_numpy(row_order), torch.from_numpy(col_order))
+
+
+def fullest_first(mask: Mask, block: tuple[int, int]) -> Layout:
+    """A grid that is found quickly, and not as good: rows and columns by how much they keep."""
+    row, col = kept_weights(mask)
+    orders = fullest(row, mask.shape[0]), fullest(col, mask.shape[1:].numel())
+    row_order, col_order = (torch.from_numpy(order) for order in orders)
+    return Layout(block, row_order, col_order)
 
 
 def stored_weights(mask: Mask, cover: Layout) -> int:

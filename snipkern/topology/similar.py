@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blocks_needed", "gathered"]
+__all__ = ["blocks_needed", "fullest_first", "gathered"]
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 WORD = 64
-# Rows that a group chooses among: the next ones that are left, fullest first. All of most layers; it bounds the time for
-# large ones.
+# Rows that a group chooses among: the next ones that are left, fullest first. All of them in most layers; a bound for
+# the time that large ones take.
 WINDOW = 4096
 ROUNDS = 2
 
@@ -37,7 +37,7 @@ def gathered(row: Ints, col: Ints, shape: tuple[int, int], block: tuple[int, int
     """
     best = np.arange(shape[0]), np.arange(shape[1])
     fewest = blocks_needed(row, col, *best, block)
-    orders = _fullest_first(row, shape[0]), _fullest_first(col, shape[1])
+    orders = fullest_first(row, shape[0]), fullest_first(col, shape[1])
     for turn in range(2 * ROUNDS + 1):
         if turn:
             orders = _regrouped(row, col, orders, block, rows_now=turn % 2 == 1)
@@ -61,7 +61,8 @@ def _places(order: Ints) -> Ints:
     return places
 
 
-def _fullest_first(numbers: Ints, size: int) -> Ints:
+def fullest_first(numbers: Ints, size: int) -> Ints:
+    """Rows (or columns) by how many kept weights they have."""
     return np.argsort(-np.bincount(numbers, minlength=size), kind="stable")
 
 
