@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 
-__all__ = ["Layout", "block_sides", "has_room", "one_layout", "require_block"]
+__all__ = ["Layout", "block_sides", "has_room", "index_sizes", "one_layout", "place_words", "require_block"]
 
 INT32_LIMIT = 2**31
 
@@ -60,6 +60,22 @@ class Layout:
 def block_sides(size: int, side: int) -> NDArray[np.int64]:
     """Rows (or columns) of each block row (or block column) among ``size`` of them; the last one may have fewer."""
     return np.minimum(side, size - side * np.arange(-(-size // side)))
+
+
+def place_words(rows: int, cols: int) -> int:
+    """Words at the end of an index that hold the places of rows and columns: as many, padded to 1 modulo 3."""
+    return rows + cols + (1 - rows - cols) % 3
+
+
+def index_sizes(entries: int, rows: int, cols: int, block: tuple[int, int]) -> tuple[int, bool]:
+    """How many blocks an index of so many words is of, and whether it holds orders; negative where none has that size.
+
+    The size tells both, so that nobody has to read an index that lies on another device.
+    """
+    entries -= 2 * -(-rows // block[0]) + -(-cols // block[1]) + 3
+    ordered = entries % 3 != 0
+    lists = entries - (place_words(rows, cols) if ordered else 0)
+    return (-1 if lists % 3 else lists // 3), ordered
 
 
 def require_block(op: str, block: object) -> tuple[int, int]:

@@ -6,7 +6,22 @@
 
 namespace snipkern {
 
-// The requirements of require_block_topology() in snipkern/ops/checks.py, and that the index is of `nnz` kept weights.
+// index_sizes of snipkern/layout.py: what the size of an index tells of it.
+struct IndexSizes {
+  int64_t blocks;  // negative where no index has that size
+  bool ordered;
+
+  IndexSizes(int64_t words, const BsrIndex& grid) {
+    const int64_t entries = words - (2 * grid.block_rows() + grid.block_cols() + 3);
+    const int64_t lines = grid.rows + grid.cols;
+    ordered = entries % 3 != 0;
+    const int64_t lists = entries - (ordered ? lines + (lines % 3 == 0 ? 1 : lines % 3 == 1 ? 0 : 2) : 0);
+    blocks = lists >= 0 && lists % 3 == 0 ? lists / 3 : -1;
+  }
+};
+
+// The requirements of require_block_topology() in snipkern/ops/schema_bsr.py, and that the index is of `nnz` kept
+// weights.
 inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
                             int64_t block_height, int64_t block_width) {
   SNIPKERN_REQUIRE(block_height > 0 && block_width > 0, op, block_height << " x " << block_width,
@@ -17,12 +32,12 @@ inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz,
   index.block_height = block_height;
   index.block_width = block_width;
   const int64_t block_rows = index.block_rows(), block_cols = index.block_cols();
-  const int64_t entries = topology.numel() - (2 * block_rows + block_cols + 3);
+  const IndexSizes sizes(topology.numel(), index);
+  const int64_t blocks = sizes.blocks;
   const bool readable =
-      topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.is_contiguous() && entries >= 0;
+      topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.is_contiguous() && blocks >= 0;
   const int32_t* words = readable ? topology.const_data_ptr<int32_t>() : nullptr;
-  const int64_t blocks = readable ? words[2 * block_rows + 1] : 0, places = entries - 3 * blocks;
-  SNIPKERN_REQUIRE(readable && blocks >= 0 && (places == 0 || places == rows + cols) && blocks <= nnz &&
+  SNIPKERN_REQUIRE(readable && words[2 * block_rows + 1] == blocks && blocks <= nnz &&
                        (nnz == 0 || (nnz - 1) / block_height / block_width < blocks),
                    op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},
                    "topology must be the int32 index of a " << rows << " x " << cols << " mask with " << nnz
@@ -34,7 +49,7 @@ inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz,
   index.col_ptr = index.col + blocks;
   index.row = index.col_ptr + block_cols + 1;
   index.order = index.row + blocks;
-  if (places > 0) {
+  if (sizes.ordered) {
     index.row_place = index.order + blocks;
     index.col_place = index.row_place + rows;
   }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from snipkern.layout import index_sizes
 from snipkern.ops import schema, schema_bsr, schema_conv2d_bsr
 from snipkern.ops.checks import require
 from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
@@ -131,14 +132,7 @@ def block_positions(
     held, blocks = int(topology[block_rows]), int(topology[2 * block_rows + 1])
     schema_bsr.require_block_topology(name, topology, nnz, *size, blocks)
     require(held == nnz, name, f"topology must be of a mask with {nnz} kept weights", held)
-    return block_flat_index(topology, rows, cols, nnz, (block_height, block_width), has_places(topology, *size))
-
-
-def has_places(topology: Tensor, rows: int, cols: int, block_height: int, block_width: int) -> bool:
-    """Whether the grid of a block topology has rows and columns in an order of its own."""
-    block_rows = -(-rows // block_height)
-    blocks = int(topology[2 * block_rows + 1])
-    return topology.numel() > 2 * block_rows + -(-cols // block_width) + 3 + 3 * blocks
+    return block_flat_index(topology, rows, cols, nnz, (block_height, block_width))
 
 
 def conv_block_positions(
@@ -147,7 +141,7 @@ def conv_block_positions(
     """The same for a convolution's weight, whose grid must not have an order of its own."""
     size = weight_shape[0], topology_cols(weight_shape)
     index = block_positions(name, topology, nnz, *size, *block)
-    ordered = has_places(topology, *size, *block)
+    _, ordered = index_sizes(topology.numel(), *size, block)
     require(not ordered, name, "rows and columns of the topology must be in the weight's order", "another order")
     return index
 

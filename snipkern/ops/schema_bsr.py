@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snipkern.layout import index_sizes
 from snipkern.ops.checks import require, require_bias, require_float, require_like
 from snipkern.ops.schema import op
 
@@ -24,20 +25,15 @@ def require_block_topology(
     block_width: int,
     blocks: int | None = None,
 ) -> None:
-    """Its size leaves open how many blocks there are and whether the grid has an order of its own.
-
-    A kernel, which may read the index, tells ``blocks``, and asks for ``nnz`` kept weights too.
-    """
+    """Its size tells how many blocks there are; a kernel that may read it tells ``blocks``, what it says itself."""
     require(block_height > 0 and block_width > 0, name, "a block must not be empty", f"{block_height} x {block_width}")
-    entries = topology.numel() - (2 * -(-rows // block_height) + -(-cols // block_width) + 3)
-    possible = [(entries - places) // 3 for places in (0, rows + cols) if (entries - places) % 3 == 0]
-    if blocks is not None:
-        possible = [count for count in possible if count == blocks]
+    count, _ = index_sizes(topology.numel(), rows, cols, (block_height, block_width))
     require(
         topology.dtype == torch.int32
         and topology.dim() == 1
         and topology.is_contiguous()
-        and any(0 <= count <= nnz <= count * block_height * block_width for count in possible),
+        and 0 <= count <= nnz <= count * block_height * block_width
+        and blocks in (None, count),
         name,
         f"topology must be the int32 index of a {rows} x {cols} mask with {nnz} kept weights in blocks of"
         f" {block_height} x {block_width}",

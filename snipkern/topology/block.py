@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.layout import Layout, block_sides, require_block
+from snipkern.layout import Layout, block_sides, index_sizes, place_words, require_block
 from snipkern.masks import Mask
 from snipkern.topology.csr import CHUNK, Topology, byte_rows, unpacked
 
@@ -70,7 +70,8 @@ class BlockTopology(Topology):
         order = np.argsort(col, kind="stable")
         parts = [start, row_ptr, col, col_ptr, row[order], order]
         if self._layout.ordered:
-            parts += [np.argsort(places) for places in orders]
+            padding = place_words(self.rows, self.cols) - self.rows - self.cols
+            parts += [*(np.argsort(places) for places in orders), np.zeros(padding)]
         return torch.from_numpy(np.concatenate([part.astype(np.int32) for part in parts]))
 
     def _order(self, name: str, size: int) -> NDArray[np.int64]:
@@ -125,13 +126,13 @@ class BlockTopology(Topology):
         Layout: ``start [block rows + 1] | ptr [block rows + 1] | col [blocks] | col_ptr [block columns + 1] |
         row [blocks] | order [blocks]``: kept weights and blocks before each block row, the block columns of each block
         row; then the same by block column, where entry ``k`` is block ``order[k]`` in the order of ``col``. Where the
-        grid has an order, ``row_place [rows] | col_place [cols]`` follow: the places of the weight's rows and columns.
+        grid has an order, ``row_place [rows] | col_place [cols]`` follow, the places of the weight's rows and columns,
+        and zeros until that is 1 word more than a multiple of 3: the size of an index tells what is in it.
         """
         return super().on(device)
 
     def flat_index(self, device: torch.device) -> Tensor:
-        ordered = self._layout.ordered
-        return block_flat_index(self.on(device), self.rows, self.cols, self.nnz, self.block, ordered)
+        return block_flat_index(self.on(device), self.rows, self.cols, self.nnz, self.block)
 
     def __reduce__(self) -> tuple[type[BlockTopology], tuple[object, ...]]:
         return BlockTopology, (self.mask, self.block, self._layout.row_order, self._layout.col_order)
@@ -153,12 +154,11 @@ def any_of(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return found
 
 
-def block_flat_index(index: Tensor, rows: int, cols: int, nnz: int, block: tuple[int, int], ordered: bool) -> Tensor:
+def block_flat_index(index: Tensor, rows: int, cols: int, nnz: int, block: tuple[int, int]) -> Tensor:
     """int64 ``[nnz]`` flat positions of the kept weights, from a packed index (see :meth:`BlockTopology.on`)."""
     height, width = block
-    block_rows, block_cols = -(-rows // height), -(-cols // width)
-    places = rows + cols if ordered else 0
-    blocks = (index.numel() - places - 2 * (block_rows + 1) - (block_cols + 1)) // 3
+    block_rows = -(-rows // height)
+    blocks, ordered = index_sizes(index.numel(), rows, cols, block)
     start, _, col = index[: 2 * (block_rows + 1) + blocks].long().split([block_rows + 1, block_rows + 1, blocks])
     device = index.device
     # The kept columns of each block row, one list after the other.
@@ -176,6 +176,6 @@ def block_flat_index(index: Tensor, rows: int, cols: int, nnz: int, block: tuple
     row = number.repeat_interleave(of_row, output_size=nnz)
     at = torch.arange(nnz, device=device) + (lists[number // height] - first)[row]
     if ordered:
-        row_place, col_place = index[index.numel() - places :].split([rows, cols])
+        row_place, col_place = index[index.numel() - place_words(rows, cols) :][: rows + cols].split([rows, cols])
         row, columns = row_place.argsort()[row], col_place.argsort()[columns]
     return row * cols + columns[at]

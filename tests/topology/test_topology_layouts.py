@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snipkern import Mask
-from snipkern.layout import Layout
+from snipkern.layout import Layout, index_sizes
 from snipkern.testing import random_block_mask, random_mask
 from snipkern.topology import BlockTopology, MixedTopology, Topology, build
 from snipkern.topology import block as topology_block
@@ -111,3 +111,17 @@ def test_building_by_some_rows_at_a_time_changes_nothing(cols, monkeypatch, gene
     kept = mask.to_dense()
     order = whole[0][-mask.count() :] if mask.count() else whole[0][:0]
     assert torch.equal(numbers[kept][order.long()], numbers.t()[kept.t()])
+
+
+@pytest.mark.parametrize("size", [(6, 6), (6, 7), (7, 7), (1, 1), (9, 3)], ids=str)
+def test_the_size_of_an_index_tells_what_is_in_it(size, generator):
+    rows, cols = size
+    for density in (0, 0.4, 1):
+        mask = random_block_mask(size, (2, 3), density, generator)
+        plain = BlockTopology(mask, (2, 3))
+        blocks = int(plain.on(CPU)[2 * -(-rows // 2) + 1])
+        assert index_sizes(plain.on(CPU).numel(), *size, (2, 3)) == (blocks, False)
+        placed = BlockTopology(mask, (2, 3), torch.arange(rows), torch.arange(cols))
+        assert index_sizes(placed.on(CPU).numel(), *size, (2, 3)) == (blocks, True)
+        assert torch.equal(placed.flat_index(CPU), plain.flat_index(CPU))
+        assert index_sizes(plain.on(CPU).numel() + 2, *size, (2, 3))[0] == -1
