@@ -100,15 +100,20 @@ def choose(
     if layer.device.type == "cuda":
         engines = gpu_model.served(layer)
         if "cover" in engines:
-            layer, grid = _with_cover(layer, mask)
-            engines = engines if grid else tuple(name for name in engines if name != "cover")
+            others = tuple(name for name in engines if name != "cover")
+            layer, grid = _with_cover(layer, mask, others)
+            engines = engines if grid else others
         if not engines:
             return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels")
     prediction = predict(layer, *engines)
     if clear(prediction):
         return _chosen(layer, prediction, cover=grid)
-    reason = forbidden()
-    times = None if reason else _measured(layer, prediction.engine, mask, layout, grid)
+    reason, times = forbidden(), None
+    if reason is None:
+        try:
+            times = _measured(layer, prediction.engine, mask, layout, grid)
+        except torch.OutOfMemoryError:
+            reason = "the device's memory is full"
     return _chosen(layer, prediction, times, reason, grid)
 
 
@@ -121,10 +126,10 @@ def _cover_asked(layer: Workload, mask: Mask) -> Choice:
     return Choice("cover", f"{ASKED}; {_blocks(layer)}", cover=grid, stored=layer.stored)
 
 
-def _with_cover(layer: Workload, mask: Mask) -> tuple[Workload, Layout | None]:
-    """The layer with its best cover, and that one; as it is and None where none can be faster than dense."""
-    dense = gpu_model.seconds_here("dense", layer)
-    return covered(layer, mask, lambda work: gpu_model.seconds_here("cover", work), dense) or (layer, None)
+def _with_cover(layer: Workload, mask: Mask, others: tuple[str, ...]) -> tuple[Workload, Layout | None]:
+    """The layer with its best cover, and that one; as it is and None where none can be faster than dense and others."""
+    limit = min(gpu_model.seconds_here(name, layer) for name in ("dense", *others))
+    return covered(layer, mask, lambda work: gpu_model.seconds_here("cover", work), limit) or (layer, None)
 
 
 def _on_reference(layer: Workload, missing: str) -> Choice:

@@ -27,6 +27,7 @@ class Gpu:
         tf32, half: Peak FLOP/s of the tensor cores; half is for float16 and bfloat16 with sums in float32.
         hbm: Peak bytes/s of the device memory.
         l2: Bytes/s at which all multiprocessors together read what lies in L2.
+        l1: Peak bytes/s of their L1 and shared memory: 128 a clock each.
         dense_share: Share of the tensor cores' peak that cuBLAS reaches on large products.
         mma_share: Share of that peak at which ``mma.sync``, the instruction of our kernels, can be issued at all.
     """
@@ -39,20 +40,21 @@ class Gpu:
     half: float
     hbm: float
     l2: float
+    l1: float
     dense_share: float
     mma_share: float
 
 
 # "NVIDIA A100 Tensor Core GPU" data sheet (SXM, 80 GB). L2: 5120 bytes a clock by the architecture's white paper, 7.2
 # TB/s; two thirds of it are assumed to be reached. mma.sync is this generation's own instruction.
-A100 = Gpu("A100-SXM4-80GB", 108, 9.7e12, 19.5e12, 156e12, 312e12, 2039e9, 4.8e12, 0.82, 1.0)
+A100 = Gpu("A100-SXM4-80GB", 108, 9.7e12, 19.5e12, 156e12, 312e12, 2039e9, 4.8e12, 19.5e12, 0.82, 1.0)
 # "NVIDIA H100 Tensor Core GPU" data sheet (SXM5), whose tensor figures are with sparsity, halved here. L2: 5.5 to 6
 # TB/s in published microbenchmarks. mma.sync reaches 62 % of what wgmma does: Luo et al., "Dissecting the NVIDIA Hopper
 # Architecture through Microbenchmarking and Multiple Level Analysis", 2025.
-H100 = Gpu("H100 80GB HBM3", 132, 33.5e12, 66.9e12, 494.7e12, 989.4e12, 3352e9, 5.7e12, 0.70, 0.62)
+H100 = Gpu("H100 80GB HBM3", 132, 33.5e12, 66.9e12, 494.7e12, 989.4e12, 3352e9, 5.7e12, 33.4e12, 0.70, 0.62)
 # "NVIDIA HGX B200" data sheet, an eighth of it, sparse figures halved. L2 is scaled from H100 by multiprocessors and
 # clock, and a share of 0.25 is mma.sync at A100's rate for each clock and multiprocessor: both are assumptions.
-B200 = Gpu("B200", 148, 37e12, 75e12, 1100e12, 2250e12, 7700e9, 7e12, 0.70, 0.25)
+B200 = Gpu("B200", 148, 37e12, 75e12, 1100e12, 2250e12, 7700e9, 7e12, 37.5e12, 0.70, 0.25)
 GPUS = (A100, H100, B200)
 
 # FLOP for each clock and multiprocessor by compute capability: of the float32 cores, of the tensor cores in 16 bits
@@ -71,7 +73,7 @@ PER_CLOCK: dict[tuple[int, int], tuple[int, int, bool, float, float]] = {
 # Where a device doesn't tell: its clock, in kHz, and the bytes that a multiprocessor finds room for at HBM each second.
 USUAL_CLOCK, USUAL_HBM_SHARE = 1_500_000, 20 * GIGA
 # Share of L2's 64 bytes for each clock and multiprocessor that reads reach; between A100's and H100's above.
-L2_SHARE, L2_BYTES = 0.45, 64
+L2_SHARE, L2_BYTES, L1_BYTES = 0.45, 64, 128
 
 
 def described(properties: Any) -> Gpu:
@@ -97,6 +99,7 @@ def described(properties: Any) -> Gpu:
         half=clocks * tensor,
         hbm=hbm,
         l2=clocks * L2_BYTES * L2_SHARE,
+        l1=clocks * L1_BYTES,
         dense_share=dense_share,
         mma_share=mma_share,
     )

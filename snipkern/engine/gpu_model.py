@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from snipkern import backends
 from snipkern.engine.devices import Gpu, gpu_of, tf32_allowed
+from snipkern.engine.gpu_kernels import seconds
 from snipkern.engine.prediction import Prediction
-from snipkern.engine.roofline import seconds
 from snipkern.engine.workload import Workload
 
 __all__ = ["SPREAD", "predict", "seconds_here", "served"]

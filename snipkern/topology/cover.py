@@ -95,6 +95,9 @@ class CoverTopology(BaseTopology):
     def flat_index(self, device: torch.device) -> Tensor:
         return self.blocks.flat_index(device)[self.places(device)]
 
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, *self.blocks.held(device), self.places(device)]
+
     def __reduce__(self) -> tuple[type[CoverTopology], tuple[object, ...]]:
         return CoverTopology, (self.mask, self.cover)
 

@@ -65,6 +65,10 @@ class BaseTopology:
         """int64 ``[nnz]``: position of each value in the flattened dense weight; ascending if ``row_major``."""
         raise NotImplementedError
 
+    def held(self, device: torch.device) -> list[Tensor]:
+        """The packed mask and the index tensors that a product on this device needs: the price of not storing zeros."""
+        raise NotImplementedError
+
     def __deepcopy__(self, memo: dict[int, object]) -> BaseTopology:
         return self
 
@@ -131,6 +135,9 @@ class Topology(BaseTopology):
 
     def flat_index(self, device: torch.device) -> Tensor:
         return flat_index(self.on(device), self.rows, self.cols, self.nnz)
+
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, self.on(device)]
 
     def __reduce__(self) -> tuple[type[Topology], tuple[object, ...]]:
         return Topology, (self.mask,)

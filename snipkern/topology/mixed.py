@@ -50,6 +50,9 @@ class MixedTopology(BaseTopology):
     def flat_index(self, device: torch.device) -> Tensor:
         return torch.cat([self.blocks.flat_index(device), self.singles.flat_index(device)])
 
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, *self.blocks.held(device), *self.singles.held(device)]
+
     def __reduce__(self) -> tuple[type[MixedTopology], tuple[object, ...]]:
         return MixedTopology, (self.mask, self._layout)
 
