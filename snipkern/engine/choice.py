@@ -178,7 +178,7 @@ def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = N
     found = _chosen(layer, prediction, times, cover=choice.cover)
     reason = found.reason
     if choice.engine != found.engine:
-        ratio = _ratio(layer, found)
+        ratio = _ratio(layer, found, prediction.engine)
         reason = f"{found.engine} would be faster: {ratio}" if choice.engine == "masked" else ratio
     if choice.reason.startswith(ASKED):
         reason = f"{ASKED}; {reason}"
@@ -202,17 +202,15 @@ def _chosen(
         kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
         faster = kept_promise and times.masked / times.sparse >= NOISE
     choice = Choice(prediction.engine if faster else "masked", "", predicted, measured)
-    reason = _ratio(layer, choice)
-    if prediction.engine == "cover":
-        reason = f"{_blocks(layer)}: {reason}"
+    reason = _ratio(layer, choice, prediction.engine)
     if unmeasured:
         reason += f"; not measured, {unmeasured}"
     if faster and speedup * NOISE < 1:
         reason = f"masked would be slower still: {reason}"
     if not faster:
-        reason = (
-            f"{prediction.engine} would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}{_advice(layer)}"
-        )
+        unsure = measured is None and speedup >= MARGIN
+        compared = "not surely faster" if unsure else "slower" if speedup < 1 else "hardly faster"
+        reason = f"{prediction.engine} would be {compared}: {reason}{_advice(layer)}"
     used = cover if choice.engine == "cover" else None
     return replace(choice, reason=reason, cover=used, stored=layer.stored if used else 0)
 
@@ -230,8 +228,10 @@ def _advice(layer: Workload) -> str:
     return f"; pass block={ADVISED_BLOCK} for speed on this GPU" if wins else ""
 
 
-def _ratio(layer: Workload, choice: Choice) -> str:
+def _ratio(layer: Workload, choice: Choice, engine: str) -> str:
+    """How fast the sparse engine that was looked at is, in words."""
     rows = f"{layer.rows} {'assumed ' if layer.assumed else ''}rows"
+    blocks = f"{_blocks(layer)}: " if engine == "cover" else ""
     if choice.measured is None:
-        return f"predicted {choice.predicted:.1f}x dense for {rows}"
-    return f"measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"
+        return f"{blocks}predicted {choice.predicted:.1f}x dense for {rows}"
+    return f"{blocks}measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"

@@ -117,7 +117,9 @@ def form(layer: Workload) -> str:
 
 
 def cost(engine: str, layer: Workload, tier: str) -> Cost:
-    """The constants of that row; float64 is taken for float32 at half the speed."""
+    """The constants of that row; float64 is taken for float32 at half the speed, a cover for blocks."""
+    if engine == "cover":
+        engine, layer = "bsr", _as_blocks(layer)
     found = Cost(*COSTS[row(engine, layer, tier)])
     if engine == "bsr" and layer.kind not in BLOCK_KINDS:
         found = replace(found, product=found.product * CONV_BLOCKS.get(form(layer), 1.0))
@@ -155,12 +157,17 @@ def sparse_microseconds(engine: str, layer: Workload, tier: str, threads: int) -
     A cover is blocks, kept or not; that values are put among them isn't counted.
     """
     if engine == "cover":
-        engine, layer = "bsr", replace(layer, block=layer.cover, kept=layer.stored)
+        engine, layer = "bsr", _as_blocks(layer)
     if engine != "bsr" or not layer.singles:
         return cost(engine, layer, tier).microseconds(Work.sparse(layer), threads)
     blocks, single = replace(layer, kept=layer.kept - layer.singles), replace(layer, kept=layer.singles)
     parts = (cost("bsr", blocks, tier), blocks), (cost("csr", single, tier), single)
     return sum(part.microseconds(Work.sparse(work), threads) for part, work in parts)
+
+
+def _as_blocks(layer: Workload) -> Workload:
+    """The layer that keeps all of its covering blocks."""
+    return replace(layer, block=layer.cover, kept=layer.stored)
 
 
 @functools.cache

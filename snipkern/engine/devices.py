@@ -28,7 +28,7 @@ class Gpu:
         hbm: Peak bytes/s of the device memory.
         l2: Bytes/s at which all multiprocessors together read what lies in L2.
         l1: Peak bytes/s of their L1 and shared memory: 128 a clock each.
-        dense_share: Share of the tensor cores' peak that cuBLAS reaches on large products.
+        dense_share: Share of the tensor cores' peak that cuBLAS reaches on large products: by what others report.
         mma_share: Share of that peak at which ``mma.sync``, the instruction of our kernels, can be issued at all.
     """
 

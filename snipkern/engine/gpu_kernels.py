@@ -18,9 +18,9 @@ from snipkern.engine.workload import Workload
 __all__ = ["kernels", "seconds"]
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input gradient", "weight gradient"
-# Assumptions: the side of cuBLAS's usual tiles, which is what each reads; what it can cut small products into so that
-# many thread blocks share them, a side and a stretch of the sum; cuDNN's speed as a share of cuBLAS's.
-TILE, PART, SPLIT, CONV_SHARE = 128, 32, 256, 0.8
+# Assumptions: what cuBLAS can cut small products into so that many thread blocks share them, a side and a stretch of
+# the sum; and cuDNN's speed as a share of cuBLAS's.
+PART, SPLIT, CONV_SHARE = 32, 256, 0.8
 # csr_product.cuh: bytes of samples that an entry reads at once, and what its index and value cost in shared memory;
 # rows of a thread block.
 LINE, STAGED, CSR_ROWS = 128, 64, 32
@@ -96,6 +96,7 @@ def kernels(engine: str, layer: Workload, tf32: bool = False) -> list[Kernel]:
 
 
 def _dense(numel: int, size: _Sizes) -> list[Kernel]:
+    """cuBLAS or cuDNN, whose tiles are so large that caches hold nothing up; what they read there isn't known."""
     flops, hbm = 2.0 * size.samples * numel, size.x + size.y + numel * size.item
     share = CONV_SHARE if size.conv else 1.0
     products = (
@@ -105,11 +106,8 @@ def _dense(numel: int, size: _Sizes) -> list[Kernel]:
     )
     found: list[Kernel] = []
     for name, height, width, depth in products:
-        down, across = -(-height // TILE), -(-width // TILE)
-        # Each tile reads its rows and columns of both factors.
-        l2 = (height * across + width * down) * depth * size.item
         parts = -(-height // PART) * -(-width // PART) * max(1, depth // SPLIT)
-        found.append(Kernel(name, flops, hbm, l2, 0.0, size.unit, library=True, parts=parts, share=share))
+        found.append(Kernel(name, flops, hbm, 0.0, 0.0, size.unit, library=True, parts=parts, share=share))
     return found
 
 
