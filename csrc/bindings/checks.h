@@ -83,12 +83,34 @@ inline void require_float(const char* op, const char* what, const Tensor& tensor
                    op, DTypeName{type}, what << " must be float32, float64, float16 or bfloat16");
 }
 
-// Same dtype as another argument; the dispatcher brings tensors here only when all are on the CPU.
+// Prints like Python's torch.device.
+struct DeviceName {
+  const Tensor& tensor;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const DeviceName& name) {
+  if (name.tensor.is_cpu()) return out << "cpu";
+  return out << (name.tensor.is_cuda() ? "cuda:" : "device ") << name.tensor.get_device_index();
+}
+
+// The dispatcher brings tensors to a CPU kernel only when all are there; to one for CUDA when any is on some device.
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// Same dtype and device as another argument.
 inline void require_like(const char* op, const char* what, const Tensor& tensor, const Tensor& like,
                          const char* like_name) {
   const DTypeName type{tensor.scalar_type()}, expected{like.scalar_type()};
-  SNIPKERN_REQUIRE(type.type == expected.type, op, type << " on cpu",
-                   what << " must have " << like_name << "'s dtype and device, " << expected << " on cpu");
+  SNIPKERN_REQUIRE(type.type == expected.type && same_device(tensor, like), op, type << " on " << DeviceName{tensor},
+                   what << " must have " << like_name << "'s dtype and device, " << expected << " on "
+                        << DeviceName{like});
+}
+
+inline void require_same_device(const char* op, const char* what, const Tensor& tensor, const Tensor& like,
+                                const char* like_name) {
+  SNIPKERN_REQUIRE(same_device(tensor, like), op, DeviceName{tensor},
+                   what << " must be on " << like_name << "'s device, " << DeviceName{like});
 }
 
 inline void require_values(const char* op, const Tensor& values, const Tensor& like, const char* like_name) {

@@ -1,5 +1,6 @@
 #include "cpu/conv2d_bsr.h"
 
+#include "bindings/binding.h"
 #include "bindings/bsr_view.h"
 #include "bindings/conv_geometry.h"
 

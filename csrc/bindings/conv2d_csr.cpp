@@ -1,5 +1,6 @@
 #include "cpu/conv2d_csr.h"
 
+#include "bindings/binding.h"
 #include "bindings/conv_geometry.h"
 
 namespace snipkern {

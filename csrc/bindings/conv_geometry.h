@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "bindings/binding.h"
+#include "bindings/arguments.h"
 #include "cpu/conv_plan.h"
 
 namespace snipkern {
