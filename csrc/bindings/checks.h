@@ -102,9 +102,9 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 inline void require_like(const char* op, const char* what, const Tensor& tensor, const Tensor& like,
                          const char* like_name) {
   const DTypeName type{tensor.scalar_type()}, expected{like.scalar_type()};
-  SNIPKERN_REQUIRE(type.type == expected.type && same_device(tensor, like), op, type << " on " << DeviceName{tensor},
-                   what << " must have " << like_name << "'s dtype and device, " << expected << " on "
-                        << DeviceName{like});
+  SNIPKERN_REQUIRE(
+      type.type == expected.type && same_device(tensor, like), op, type << " on " << DeviceName{tensor},
+      what << " must have " << like_name << "'s dtype and device, " << expected << " on " << DeviceName{like});
 }
 
 inline void require_same_device(const char* op, const char* what, const Tensor& tensor, const Tensor& like,

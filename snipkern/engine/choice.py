@@ -159,7 +159,9 @@ def missing_kernels(device: torch.device) -> str | None:
     """Why sparse layers on this device run on the reference kernels; None where they don't."""
     if backends.active(device) != "reference":
         return None
-    return "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels run here"
+    if device.type == "cpu":
+        return "nothing is compiled"
+    return backends.missing_kernels(device) or f"{device.type} kernels are switched off"
 
 
 def clear(prediction: Prediction) -> bool:

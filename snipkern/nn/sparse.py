@@ -78,6 +78,14 @@ class SparseWeight(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves the topology along, at once: later it would be a copy inside of a forward pass, or of a CUDA graph."""
+        applied = super()._apply(fn, recurse)
+        device = self.weight_values.device
+        if device.type != "meta":
+            self.topology.place(device)
+        return applied
+
     def reset_parameters(self) -> None:
         """Draws new values and bias from the dense module's default distribution (uniform, 1 / sqrt(fan in))."""
         bound = self.topology.cols**-0.5

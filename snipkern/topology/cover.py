@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from snipkern.layout import Layout, block_sides
 from snipkern.masks import Mask
@@ -67,19 +68,21 @@ class CoverTopology(BaseTopology):
         covered[orders[0][:, None], orders[1]] = grid.repeat(heights, 0).repeat(widths, 1)
         whole = Mask.from_dense(torch.from_numpy(covered).view(mask.shape))
         self.blocks = BlockTopology(whole, cover.block, cover.row_order, cover.col_order)
-        places = torch.from_numpy(_places(row, col, grid, heights, widths, cover.block))
-        self._by_device: dict[torch.device, Tensor] = {torch.device("cpu"): places}
+        stored_at = torch.from_numpy(_places(row, col, grid, heights, widths, cover.block))
+        self._by_device: dict[torch.device, Tensor] = {torch.device("cpu"): stored_at}
 
     @property
     def fill(self) -> float:
         return self.nnz / self.blocks.nnz if self.nnz else 1.0
 
-    def places(self, device: torch.device) -> Tensor:
+    def stored_at(self, device: torch.device) -> Tensor:
         """int64 ``[nnz]`` on a device, copied there once: where each value is among the blocks' values."""
-        places = self._by_device.get(device)
-        if places is None:
-            places = self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
-        return places
+        stored_at = self._by_device.get(device)
+        if stored_at is None:
+            stored_at = self._by_device[torch.device("cpu")].to(device)
+            if not isinstance(stored_at, FakeTensor):  # of a trace, to which it belongs
+                self._by_device[device] = stored_at
+        return stored_at
 
     def padded(self, values: Tensor) -> Tensor:
         """The blocks' values ``[blocks.nnz]``: these, and zeros between them; differentiable.
@@ -90,13 +93,13 @@ class CoverTopology(BaseTopology):
         if values.shape != (self.nnz,):
             raise ValueError(f"CoverTopology: values must be [{self.nnz}] (got {list(values.shape)})")
         # Every place once, so nothing is summed: deterministic, and the derivative is a plain read.
-        return values.new_zeros(self.blocks.nnz).index_put_((self.places(values.device),), values)
+        return values.new_zeros(self.blocks.nnz).index_put_((self.stored_at(values.device),), values)
 
     def flat_index(self, device: torch.device) -> Tensor:
-        return self.blocks.flat_index(device)[self.places(device)]
+        return self.blocks.flat_index(device)[self.stored_at(device)]
 
     def held(self, device: torch.device) -> list[Tensor]:
-        return [self.mask.words, *self.blocks.held(device), self.places(device)]
+        return [self.mask.words, *self.blocks.held(device), self.stored_at(device)]
 
     def __reduce__(self) -> tuple[type[CoverTopology], tuple[object, ...]]:
         return CoverTopology, (self.mask, self.cover)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from snipkern.layout import INT32_LIMIT, Layout
 from snipkern.masks import Mask
@@ -69,6 +70,10 @@ class BaseTopology:
         """The packed mask and the index tensors that a product on this device needs: the price of not storing zeros."""
         raise NotImplementedError
 
+    def place(self, device: torch.device) -> None:
+        """Brings what the kernels need to a device, so that no call of theirs has to wait for it."""
+        self.held(device)
+
     def __deepcopy__(self, memo: dict[int, object]) -> BaseTopology:
         return self
 
@@ -130,7 +135,9 @@ class Topology(BaseTopology):
         """
         index = self._by_device.get(device)
         if index is None:
-            index = self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
+            index = self._by_device[torch.device("cpu")].to(device)
+            if not isinstance(index, FakeTensor):  # of a trace, to which it belongs
+                self._by_device[device] = index
         return index
 
     def flat_index(self, device: torch.device) -> Tensor:

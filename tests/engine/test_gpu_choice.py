@@ -131,8 +131,9 @@ class TestWhatIsServed:
     def test_without_kernels_a_gpu_stays_dense(self, gpu):
         gpu("reference")
         found = choose("auto", WIDE, Mask.full((1, 1)))
-        assert found == Choice("masked", "no sparse kernels on this GPU (no cuda kernels run here)")
-        assert engine.missing_kernels(CUDA) and engine.missing_kernels(torch.device("cpu")) is None
+        assert found == Choice("masked", f"no sparse kernels on this GPU ({engine.missing_kernels(CUDA)})")
+        assert engine.missing_kernels(CUDA) == (backends.missing_kernels("cuda") or "cuda kernels are switched off")
+        assert engine.missing_kernels(torch.device("cpu")) is None
 
 
 @pytest.mark.usefixtures("gpu", "no_cover")

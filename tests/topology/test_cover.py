@@ -65,7 +65,7 @@ def test_gradients_of_what_is_pruned_are_not_read(generator):
     values = torch.randn(mask.count(), dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(topology.blocks.nnz, dtype=torch.float64)
     (grad,) = torch.autograd.grad(topology.padded(values), values, upstream)
-    assert torch.equal(grad, upstream[topology.places(CPU)])
+    assert torch.equal(grad, upstream[topology.stored_at(CPU)])
     assert torch.autograd.gradgradcheck(lambda v: topology.padded(v).square(), values)
 
 
@@ -82,15 +82,18 @@ def test_copies_pickles_and_what_is_held(generator):
     topology = CoverTopology(mask, covering(mask, (4, 4)))
     restored = pickle.loads(pickle.dumps(topology))
     assert copy.deepcopy(topology) is topology
-    assert torch.equal(restored.places(CPU), topology.places(CPU)) and restored.cover.ordered == topology.cover.ordered
+    assert (
+        torch.equal(restored.stored_at(CPU), topology.stored_at(CPU))
+        and restored.cover.ordered == topology.cover.ordered
+    )
     assert restored.mask == mask and restored.blocks.mask == topology.blocks.mask
     held = topology.held(CPU)
-    assert held[0] is mask.words and held[1] is topology.blocks.mask.words and held[-1] is topology.places(CPU)
+    assert held[0] is mask.words and held[1] is topology.blocks.mask.words and held[-1] is topology.stored_at(CPU)
     assert [len(kind.held(CPU)) for kind in (Topology(mask), topology.blocks)] == [2, 2]
     assert (
         repr(topology) == f"CoverTopology(24 x 31, nnz={mask.count()}, fill={topology.fill:.1%} of {topology.blocks!r})"
     )
-    assert topology.places(torch.device("meta")).is_meta
+    assert topology.stored_at(torch.device("meta")).is_meta
 
 
 def test_bad_arguments_raise(generator):

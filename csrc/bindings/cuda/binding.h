@@ -1,5 +1,5 @@
-// What every binding of a CUDA kernel needs. With -DSNIPKERN_ON_HOST the same bindings and kernels serve CPU tensors, as
-// ops of their own: torch.ops.snipkern_on_host (tests/cuda/on_host.py).
+// What every binding of a CUDA kernel needs. With -DSNIPKERN_ON_HOST the same bindings and kernels serve CPU tensors,
+// as ops of their own: torch.ops.snipkern_on_host (tests/cuda/on_host.py).
 #pragma once
 
 #include <stdexcept>
@@ -10,24 +10,24 @@
 
 #ifdef SNIPKERN_ON_HOST
 
-#define SNIPKERN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(snipkern_on_host, CPU, m)
+#  define SNIPKERN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(snipkern_on_host, CPU, m)
 
 #else
 
-#include <torch/csrc/stable/accelerator.h>
+#  include <torch/csrc/stable/accelerator.h>
 
 // As torch's shim.h declares it for those who define USE_CUDA.
 extern "C" AOTI_TORCH_EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 // SNIPKERN_CUDA_LIBRARY(m) { m.impl("op", TORCH_BOX(&binding)); }
-#define SNIPKERN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(snipkern, CUDA, m)
+#  define SNIPKERN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(snipkern, CUDA, m)
 
 #endif
 
 namespace snipkern::cuda {
 
-// Where a call runs: while it lives, the tensor's device is the current one; `stream` is the one that PyTorch's user has
-// chosen there.
+// Where a call runs: while it lives, the tensor's device is the current one; `stream` is the one that PyTorch's user
+// has chosen there.
 class CallSite {
  public:
 #ifdef SNIPKERN_ON_HOST

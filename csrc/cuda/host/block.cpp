@@ -1,5 +1,6 @@
 #include "cuda/host/block.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -24,7 +25,13 @@ Block& current_block() { return *static_cast<Block*>(thread_block); }
 
 void* dynamic_shared() { return current_block().dynamic(); }
 
-void fault(const char* what) { current_block().fault(what); }
+void fault(const char* what) {
+  if (current_place == &kNowhere) {  // host code of a launcher
+    std::fprintf(stderr, "%s\n", what);
+    std::abort();
+  }
+  current_block().fault(what);
+}
 
 Block::Block() : threads_(new Thread[kMostThreads]) {
   thread_block = this;

@@ -2,7 +2,9 @@
 // is at its strictest. A launch fails, and says where and why, when
 // - threads of a block wait at different barriers, or at a barrier that others have returned without reaching;
 // - a warp operation misses lanes that its mask names, or reads a lane that the mask does not name;
-// - an address of a vector access, an asynchronous copy or a matrix load is not aligned;
+// - an address is null, not aligned to what is accessed there, by an asynchronous copy or a matrix load too, or beyond
+// an
+//   array of known size (where the kernel is compiled with -fsanitize=alignment,null,bounds);
 // - a thread returns while copies of its own are on their way;
 // - dynamic shared memory is written past its end, or more is asked for than a block may have.
 // Shared memory holds NaN (all bits set) when a block begins, and so do the targets of asynchronous copies until the
