@@ -8,19 +8,6 @@
 namespace snipkern::cuda {
 namespace {
 
-// Sums of a few sizes and shifts are in int.
-bool fits(const Conv2dShape& shape) {
-  constexpr int64_t kLimit = int64_t{1} << 29;
-  bool fits = shape.in_channels < kLimit && shape.out_channels < kLimit;
-  for (int i = 0; i < 2; ++i) {
-    for (const int64_t size : {shape.size[i], shape.out_size[i], shape.stride[i], shape.padding[i]}) {
-      fits = fits && size < kLimit;
-    }
-    fits = fits && shape.kernel[i] * shape.dilation[i] < kLimit;
-  }
-  return fits;
-}
-
 template <typename T, bool kForward>
 cudaError_t product(const ConvWalk& walk, const CsrLists& lists, const void* source, const void* values,
                     const void* bias, void* out, cudaStream_t stream) {
@@ -38,7 +25,6 @@ ConvGradientWindow<T> gradient_window(const Conv2dCsrWeightGrad& call) {
 }  // namespace
 
 cudaError_t conv2d_csr(const Conv2dCsr& call, cudaStream_t stream) {
-  if (!fits(call.shape)) return cudaErrorInvalidValue;
   const ConvWalk walk(call.shape, ConvDirection::kForward);
   const CsrLists lists{call.ptr, 1, call.index};
   return with_dtype(call.dtype, [&](auto tag) {
@@ -52,7 +38,6 @@ int64_t conv2d_csr_input_grad_scratch(const Conv2dCsrInputGrad& call) {
 }
 
 cudaError_t conv2d_csr_input_grad(const Conv2dCsrInputGrad& call, cudaStream_t stream) {
-  if (!fits(call.shape)) return cudaErrorInvalidValue;
   const ConvWalk walk(call.shape, ConvDirection::kInputGrad);
   const CsrLists lists{call.ptr, walk.taps(), call.index};
   return with_dtype(call.dtype, [&](auto tag) {
@@ -71,7 +56,6 @@ int64_t conv2d_csr_weight_grad_scratch(const Conv2dCsrWeightGrad& call) {
 }
 
 cudaError_t conv2d_csr_weight_grad(const Conv2dCsrWeightGrad& call, cudaStream_t stream) {
-  if (!fits(call.shape)) return cudaErrorInvalidValue;
   const CsrLists lists{call.ptr, 1, call.index};
   return with_dtype(call.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

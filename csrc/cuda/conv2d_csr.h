@@ -12,7 +12,7 @@
 namespace snipkern::cuda {
 
 // The weight is seen as [out_channels, in_channels * kernel height * kernel width]. All tensors are contiguous, batch
-// first, channels second. Sizes, strides, paddings and dilations are below 2^29.
+// first, channels second. The pixels of an image, strides, paddings and dilated kernels are below 2^29.
 struct Conv2dCsr {
   DType dtype;
   Conv2dShape shape;

@@ -105,15 +105,16 @@ struct ConvWindow {
   static constexpr int kLanes = kWarpLanes;
   static constexpr int kPositions = sizeof(T) == 8 ? 2 : 4;  // of a lane: every 32nd one of the tile
   static constexpr int kTile = kLanes * kPositions;
-  static constexpr int kUnroll = 1;
+  static constexpr int kUnroll = 2;  // entries on their way at once
   static constexpr int kWarps = 8, kBlocks = 3;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = !kForward;
 
   struct Tap {
-    int channel, y, x;  // of the source; y and x to be added to a position's
+    int64_t shift;  // in bytes, from a position in channel 0
+    int y, x;       // the same in rows and columns, to tell whether it leads out of the image
   };
   struct Lane {
-    int64_t offset[kPositions];  // of the position in the source, channel 0, no shift
+    const char* from[kPositions];  // the position in the source, channel 0; perhaps outside of the image
     int y[kPositions], x[kPositions];
     int phase[2];
   };
@@ -139,8 +140,9 @@ struct ConvWindow {
     // Where no shift leads into the image, there is nothing to read.
     lane.y[p] = place.inside ? place.at[0] * walk.step[0] + walk.origin[0] : INT32_MIN / 2;
     lane.x[p] = place.at[1] * walk.step[1] + walk.origin[1];
-    lane.offset[p] = place.sample * walk.source_channels * walk.source_plane() +
-                     static_cast<int64_t>(lane.y[p]) * walk.source_size[1] + lane.x[p];
+    const int64_t offset = place.sample * walk.source_channels * walk.source_plane() +
+                           static_cast<int64_t>(lane.y[p]) * walk.source_size[1] + lane.x[p];
+    lane.from[p] = reinterpret_cast<const char*>(data) + offset * static_cast<int64_t>(sizeof(T));
   }
 
   // Whether the entry, `index` in its list, has a tap that positions of this phase have.
@@ -148,27 +150,31 @@ struct ConvWindow {
                          Tap& tap) const {
     if (kForward) {
       const int taps = walk.taps(), number = index % taps;
-      tap.channel = index / taps;
-      tap.y = number / walk.kernel[1] * walk.dilation[0];
-      tap.x = number % walk.kernel[1] * walk.dilation[1];
+      tap =
+          tap_at(index / taps, number / walk.kernel[1] * walk.dilation[0], number % walk.kernel[1] * walk.dilation[1]);
       return true;
     }
     const int number = lists.list_of(row, entry);
     const int y = lane.phase[0] + walk.padding[0] - number / walk.kernel[1] * walk.dilation[0];
     const int x = lane.phase[1] + walk.padding[1] - number % walk.kernel[1] * walk.dilation[1];
-    tap.channel = index;
-    tap.y = y / walk.stride[0];
-    tap.x = x / walk.stride[1];
+    tap = tap_at(index, y / walk.stride[0], x / walk.stride[1]);
     return y % walk.stride[0] == 0 && x % walk.stride[1] == 0;
   }
 
-  __device__ void load(const Lane& lane, const Tap& tap, bool wanted, Sum (&loaded)[kPositions]) const {
-    const int64_t shift = tap.channel * walk.source_plane() + static_cast<int64_t>(tap.y) * walk.source_size[1] + tap.x;
+  __device__ Tap tap_at(int channel, int y, int x) const {
+    const int64_t shift = channel * walk.source_plane() + static_cast<int64_t>(y) * walk.source_size[1] + x;
+    return {shift * static_cast<int64_t>(sizeof(T)), y, x};
+  }
+
+  // Stands where there is no entry: it reaches no image from anywhere.
+  __device__ Tap nothing() const { return {0, INT32_MIN / 2, 0}; }
+
+  __device__ void load(const Lane& lane, const Tap& tap, Sum (&loaded)[kPositions]) const {
 #pragma unroll
     for (int p = 0; p < kPositions; ++p) {
       const bool inside = static_cast<unsigned>(lane.y[p] + tap.y) < static_cast<unsigned>(walk.source_size[0]) &&
                           static_cast<unsigned>(lane.x[p] + tap.x) < static_cast<unsigned>(walk.source_size[1]);
-      loaded[p] = wanted && inside ? to_accumulator(data[lane.offset[p] + shift]) : Sum(0);
+      loaded[p] = inside ? to_accumulator(*reinterpret_cast<const T*>(lane.from[p] + tap.shift)) : Sum(0);
     }
   }
 };

@@ -41,7 +41,7 @@ struct GradientSplits {
 
 // As wide as one load brings it.
 template <typename Source>
-struct alignas(sizeof(typename Source::Tap) > 8 ? 16 : 4) GradientEntry {
+struct alignas(sizeof(typename Source::Tap) > 8 ? 16 : 8) GradientEntry {
   typename Source::Tap tap;
 };
 
@@ -71,7 +71,7 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
   const int lane = threadIdx.x % kWarpLanes, group = lane / Source::kLanes;
   int32_t next = begin + lane < end ? lists[begin + lane] : 0;
   for (int32_t first = begin; first < end; first += kWarpLanes) {
-    GradientEntry<Source> mine{};
+    GradientEntry<Source> mine{source.nothing()};
     if (first + lane < end) source.decode(lists, positions, row, first + lane, next, mine.tap);
     if (end - first > kWarpLanes + lane) next = lists[first + kWarpLanes + lane];
     __syncwarp();
@@ -82,10 +82,9 @@ __device__ void add_tile(const CsrLists& lists, const Source& source, const type
       Sum sums[kEntriesAtOnce];
 #pragma unroll
       for (int i = 0; i < kEntriesAtOnce; ++i) {
-        const int number = pass + i * kGroups + group;
+        const GradientEntry<Source> entry = stage[pass + i * kGroups + group];
         Sum loaded[Source::kPositions];
-        const GradientEntry<Source> entry = stage[number];
-        source.load(positions, entry.tap, number < count, loaded);
+        source.load(positions, entry.tap, loaded);
         sums[i] = 0;
 #pragma unroll
         for (int p = 0; p < Source::kPositions; ++p) sums[i] = fma(grad[p], loaded[p], sums[i]);

@@ -20,7 +20,7 @@ constexpr int kLongRow = 512;
 
 // As wide as one load brings it.
 template <typename Source>
-struct alignas(sizeof(typename Source::Tap) + sizeof(typename Source::Sum) == 16 ? 16 : 8) ProductEntry {
+struct alignas(sizeof(typename Source::Tap) + sizeof(typename Source::Sum) <= 16 ? 16 : 8) ProductEntry {
   typename Source::Tap tap;
   typename Source::Sum value;
 };
@@ -44,31 +44,33 @@ __device__ void add_entries(const CsrLists& lists, const typename Source::Elemen
   };
   fetch(begin + lane);
   for (int32_t first = begin; first < end; first += kWarpLanes) {
-    ProductEntry<Source> mine{};
-    mine.value = next_value;
-    bool useful = first + lane < end;
-    if (useful) useful = source.decode(lists, positions, row, first + lane, next_index, mine.tap);
+    ProductEntry<Source> mine{source.nothing(), Sum(0)};
+    bool useful = false;
+    if (first + lane < end) {
+      typename Source::Tap tap;
+      useful = source.decode(lists, positions, row, first + lane, next_index, tap);
+      if (useful) mine = {tap, next_value};
+    }
     // On their way while the entries at hand are multiplied.
     if (end - first > kWarpLanes) fetch(first + kWarpLanes + lane);
     int slot = lane, count = min(end - first, kWarpLanes);
     if (Source::kSelects) {
-      const unsigned kept = __ballot_sync(kAllLanes, useful);
-      slot = __popc(kept & ((1u << lane) - 1));
+      const unsigned kept = __ballot_sync(kAllLanes, useful), before = (1u << lane) - 1;
       count = __popc(kept);
+      slot = useful ? __popc(kept & before) : count + __popc(~kept & before);
     }
     __syncwarp();
-    if (useful) stage[slot] = mine;
+    stage[slot] = mine;
     __syncwarp();
+#pragma unroll 1
     for (int step = 0; step * kGroups < count; step += Source::kUnroll) {
       Sum loaded[Source::kUnroll][Source::kPositions];
       Sum value[Source::kUnroll];
 #pragma unroll
       for (int i = 0; i < Source::kUnroll; ++i) {
-        const int number = (step + i) * kGroups + group;
-        const ProductEntry<Source> entry = stage[number];
-        const bool wanted = number < count;
-        value[i] = wanted ? entry.value : Sum(0);
-        source.load(positions, entry.tap, wanted, loaded[i]);
+        const ProductEntry<Source> entry = stage[(step + i) * kGroups + group];
+        value[i] = entry.value;
+        source.load(positions, entry.tap, loaded[i]);
       }
 #pragma unroll
       for (int i = 0; i < Source::kUnroll; ++i) {

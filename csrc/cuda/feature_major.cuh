@@ -14,7 +14,9 @@ constexpr int kVectorBytes = 16;
 
 // Eight lanes take one entry, as one cache line for each of their `kVectors` loads; so a warp has four entries in hand,
 // and a tile is narrow enough for the rows that warps read at about the same time to stay in L1.
-template <typename T, int kVectors>
+//
+// Lanes behind the last sample read the first ones, whatever they sum, or, if `kGuarded`, zeros.
+template <typename T, int kVectors, bool kGuarded>
 struct FeatureMajor {
   using Element = T;
   using Sum = accumulator_t<T>;
@@ -22,23 +24,34 @@ struct FeatureMajor {
   static constexpr int kLanes = kLineBytes / kVectorBytes;
   static constexpr int kPositions = kVectors * kWidth;  // of a lane
   static constexpr int kTile = kLanes * kPositions;
-  static constexpr int kUnroll = 4 / kVectors;
+  static constexpr int kUnroll = sizeof(T) == 8 ? 2 : sizeof(T) == 4 ? 8 : 4;  // entries on their way at once
   static constexpr int kWarps = 16, kBlocks = 2;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = false;
 
   struct Tap {
-    int32_t feature;
+    int64_t offset;  // of the feature's row, in bytes
   };
   struct Lane {
-    int64_t first;  // sample of its first vector
+    const char* samples;  // of the lane in the row of feature 0
+    bool inside[kVectors];
   };
 
-  const T* data;    // [features][samples]
+  const T* data;    // [features + 1][samples], the last row all zeros
   int64_t samples;  // padded, see linear_csr.h
+  int64_t features;
 
   __host__ __device__ int64_t tiles() const { return (samples + kTile - 1) / kTile; }
 
-  __device__ Lane lane(int64_t tile, int number) const { return {tile * kTile + number * kWidth}; }
+  __device__ int64_t row_bytes() const { return samples * static_cast<int64_t>(sizeof(T)); }
+
+  __device__ Lane lane(int64_t tile, int number) const {
+    const int64_t first = tile * kTile + number * kWidth;
+    Lane lane;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) lane.inside[v] = first + v * (kLanes * kWidth) < samples;
+    lane.samples = reinterpret_cast<const char*>(data + (lane.inside[0] ? first : 0));
+    return lane;
+  }
 
   // Place of a lane's position in the tile.
   __device__ static int place(int lane, int position) {
@@ -46,35 +59,39 @@ struct FeatureMajor {
   }
 
   __device__ bool decode(const CsrLists&, const Lane&, int64_t, int32_t, int32_t index, Tap& tap) const {
-    tap.feature = index;
+    tap.offset = index * row_bytes();
     return true;
   }
 
-  __device__ void load(const Lane& lane, const Tap& tap, bool wanted, Sum (&loaded)[kPositions]) const {
-    const T* row = data + tap.feature * samples;
+  // Stands where there is no entry.
+  __device__ Tap nothing() const { return {features * row_bytes()}; }
+
+  __device__ void load(const Lane& lane, const Tap& tap, Sum (&loaded)[kPositions]) const {
+    const char* from = lane.samples + tap.offset;
 #pragma unroll
-    for (int vector = 0; vector < kVectors; ++vector) {
-      const int64_t sample = lane.first + vector * (kLanes * kWidth);
+    for (int v = 0; v < kVectors; ++v) {
       Vector<T, kWidth> elements{};
-      if (wanted && sample < samples) elements = *reinterpret_cast<const Vector<T, kWidth>*>(row + sample);
+      if (!kGuarded || lane.inside[v]) {
+        elements = *reinterpret_cast<const Vector<T, kWidth>*>(from + v * kLineBytes);
+      }
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) loaded[vector * kWidth + i] = to_accumulator(elements.element[i]);
+      for (int i = 0; i < kWidth; ++i) loaded[v * kWidth + i] = to_accumulator(elements.element[i]);
     }
   }
 };
 
 // With the rows that are multiplied with all of their entries.
 template <typename T, int kVectors>
-struct FeatureMajorPair : FeatureMajor<T, kVectors> {
-  using Base = FeatureMajor<T, kVectors>;
-  static constexpr int kGradientBlocks = 3;  // on a multiprocessor at once
+struct FeatureMajorPair : FeatureMajor<T, kVectors, true> {
+  using Base = FeatureMajor<T, kVectors, true>;
+  static constexpr int kGradientBlocks = kVectors == 2 ? 2 : 3;  // on a multiprocessor at once
 
   const T* rows;  // [rows][samples]
 
   __device__ void load_row(const typename Base::Lane& lane, int64_t row,
                            typename Base::Sum (&loaded)[Base::kPositions]) const {
-    const Base source{rows, this->samples};
-    source.load(lane, typename Base::Tap{static_cast<int32_t>(row)}, true, loaded);
+    const int64_t apart = reinterpret_cast<const char*>(rows) - reinterpret_cast<const char*>(this->data);
+    Base::load(lane, typename Base::Tap{apart + row * this->row_bytes()}, loaded);
   }
 };
 

@@ -20,10 +20,10 @@ inline int64_t padded_samples(int64_t batch, int64_t element_size) {
 }
 
 inline int64_t feature_major_bytes(DType dtype, int64_t batch, int64_t features) {
-  return aligned_bytes(features * padded_samples(batch, element_size(dtype)) * element_size(dtype));
+  return aligned_bytes((features + 1) * padded_samples(batch, element_size(dtype)) * element_size(dtype));
 }
 
-// [batch, features] to [features][padded samples], the padding in zeros.
+// [batch, features] to [features + 1][padded samples]; the padding and the last row are zeros.
 void to_feature_major(DType dtype, const void* source, int64_t batch, int64_t features, void* target,
                       cudaStream_t stream);
 
@@ -32,7 +32,7 @@ inline int64_t list_order_bytes(DType dtype, const int32_t* order, int64_t nnz) 
   return order == nullptr ? 0 : aligned_bytes(nnz * element_size(dtype));
 }
 
-// spmm_csr of an x that is [inputs][padded samples]; `ordered` has list_order_bytes().
+// spmm_csr of an x that is [inputs + 1][padded samples]; `ordered` has list_order_bytes().
 cudaError_t product_of_feature_major(const SpmmCsr& call, const void* x, void* ordered, cudaStream_t stream);
 
 }  // namespace snipkern::cuda

@@ -22,7 +22,7 @@ struct Scratch {
     parts = ordered + ordered_bytes;
     bytes = parts + with_dtype(call.dtype, [&](auto tag) {
               using T = typename decltype(tag)::type;
-              const GradientSource<T> source{{nullptr, padded_samples(call.batch, sizeof(T))}, nullptr};
+              const GradientSource<T> source{{nullptr, padded_samples(call.batch, sizeof(T)), call.cols}, nullptr};
               const GradientSplits splits(call.rows, source.tiles());
               return splits.scratch_bytes(call.nnz, call.rows, call.bias != nullptr, sizeof(accumulator_t<T>));
             });
@@ -37,7 +37,7 @@ cudaError_t value_gradient(const SddmmCsr& call, const Scratch& scratch, cudaStr
     using T = typename decltype(tag)::type;
     const int64_t samples = padded_samples(call.batch, sizeof(T));
     const T* rows = reinterpret_cast<const T*>(base + scratch.a);
-    const GradientSource<T> source{{reinterpret_cast<const T*>(base + scratch.b), samples}, rows};
+    const GradientSource<T> source{{reinterpret_cast<const T*>(base + scratch.b), samples, call.cols}, rows};
     const CsrLists lists{call.ptr, 1, call.index};
     return launch_csr_gradient(lists, call.nnz, call.rows, source, call.values, call.bias, base + scratch.parts,
                                stream);

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kTurnSide* kTurnRows)
   const int64_t sample = first_sample + threadIdx.x;
 #pragma unroll
   for (int i = threadIdx.y; i < kTurnSide; i += kTurnRows) {
-    if (sample < samples && first_feature + i < features) {
+    if (sample < samples && first_feature + i <= features) {
       target[(first_feature + i) * samples + sample] = tile[threadIdx.x][i];
     }
   }
@@ -60,7 +60,7 @@ struct BatchMajorOutput {
 void to_feature_major(DType dtype, const void* source, int64_t batch, int64_t features, void* target,
                       cudaStream_t stream) {
   const int64_t samples = padded_samples(batch, element_size(dtype));
-  const int64_t across = (features + kTurnSide - 1) / kTurnSide, down = (samples + kTurnSide - 1) / kTurnSide;
+  const int64_t across = features / kTurnSide + 1, down = (samples + kTurnSide - 1) / kTurnSide;
   if (across * down == 0) return;
   with_dtype(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -77,7 +77,8 @@ cudaError_t product_of_feature_major(const SpmmCsr& call, const void* x, void* o
       to_list_order<T>(call.values, call.order, call.nnz, ordered, stream);
       values = ordered;
     }
-    const FeatureMajor<T, 1> source{static_cast<const T*>(x), padded_samples(call.batch, sizeof(T))};
+    const FeatureMajor<T, 1, false> source{static_cast<const T*>(x), padded_samples(call.batch, sizeof(T)),
+                                           call.inputs};
     const BatchMajorOutput<T> output{static_cast<T*>(call.y), static_cast<const T*>(call.bias), call.batch};
     const CsrLists lists{call.ptr, 1, call.index};
     return launch_csr_product(lists, values, call.outputs, source.tiles(), source, output, stream);
