@@ -81,7 +81,6 @@ def cuda_extension(toolkit):
         extra_compile_args={
             "cxx": [
                 *CXX_FLAGS,
-                "-DUSE_CUDA",  # for torch's headers: declares functions about streams
                 f'-DSNIPKERN_CUDA_ARCHITECTURES="{os.environ["TORCH_CUDA_ARCH_LIST"]}"',
             ],
             "nvcc": NVCC_FLAGS,

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import snipkern as sk
-from snipkern.topology import MixedTopology
-from snipkern.topology.csr import BaseTopology
+from snipkern.topology import BaseTopology
 
 __all__ = ["Learner", "Recipe", "TrainingError", "bytes_held", "parameter_groups", "rate"]
 
@@ -163,10 +162,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def index_bytes(topology: BaseTopology) -> int:
     """Bytes of the index arrays and packed masks that sparse kernels walk: the price of not storing zeros."""
-    size = topology.mask.words.nbytes
-    if isinstance(topology, MixedTopology):
-        return size + index_bytes(topology.blocks) + index_bytes(topology.singles)
-    return size + topology.on(torch.device("cpu")).nbytes
+    return sum(tensor.nbytes for tensor in topology.held(torch.device("cpu")))
 
 
 def bytes_held(learner: Learner) -> dict[str, int]:

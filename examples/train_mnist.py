@@ -53,7 +53,7 @@ def kept_weights(model: nn.Module, masks: dict[str, sk.Mask]) -> Tensor:
 def index_bytes(model: nn.Module) -> int:
     """Bytes of the index arrays and packed masks that sparse layers walk: the price of not storing zeros."""
     layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseLinear | sk.nn.SparseConv2d)]
-    return sum(layer.topology.on(torch.device("cpu")).nbytes + layer.mask.words.nbytes for layer in layers)
+    return sum(tensor.nbytes for layer in layers for tensor in layer.topology.held(torch.device("cpu")))
 
 
 def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Triton kernels and their launchers, installed as ``snipkern.triton_kernels``; importing this needs no Triton.
 
-Not yet run on a GPU. A module of launchers has a dictionary ``OPS``: the function that serves each op on CUDA tensors.
+Not yet run on a GPU. A module with a dictionary ``OPS`` has launchers, the functions that serve these ops on CUDA
+tensors; :mod:`snipkern.backends` finds them where there is a CUDA device. A module of kernels alone is called
+``*_kernels``.
 """
-
-#: The modules of launchers, which :mod:`snipkern.backends` loads where there is a CUDA device.
-LAUNCHERS = ("saliency",)

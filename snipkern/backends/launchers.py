@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +54,9 @@ def _load() -> Launchers:
     ops: dict[str, Callable[..., Any]] = {}
     try:
         package = importlib.import_module("snipkern.triton_kernels")
-        for name in package.LAUNCHERS:
-            ops.update(importlib.import_module(f"{package.__name__}.{name}").OPS)
+        for found in pkgutil.iter_modules(package.__path__):
+            if not found.name.endswith("_kernels"):
+                ops.update(getattr(importlib.import_module(f"{package.__name__}.{found.name}"), "OPS", {}))
     except ImportError as error:
         return Launchers(reason=f"snipkern.triton_kernels failed to load: {error}")
     return Launchers(ops, version)

@@ -66,9 +66,13 @@ class BaseTopology:
         """int64 ``[nnz]``: position of each value in the flattened dense weight; ascending if ``row_major``."""
         raise NotImplementedError
 
+    def held(self, device: torch.device) -> list[Tensor]:
+        """The packed mask and the index tensors that a product on this device needs: the price of not storing zeros."""
+        raise NotImplementedError
+
     def place(self, device: torch.device) -> None:
         """Brings what the kernels need to a device, so that no call of theirs has to wait for it."""
-        raise NotImplementedError
+        self.held(device)
 
     def __deepcopy__(self, memo: dict[int, object]) -> BaseTopology:
         return self
@@ -136,11 +140,11 @@ class Topology(BaseTopology):
                 self._by_device[device] = index
         return index
 
-    def place(self, device: torch.device) -> None:
-        self.on(device)
-
     def flat_index(self, device: torch.device) -> Tensor:
         return flat_index(self.on(device), self.rows, self.cols, self.nnz)
+
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, self.on(device)]
 
     def __reduce__(self) -> tuple[type[Topology], tuple[object, ...]]:
         return Topology, (self.mask,)
