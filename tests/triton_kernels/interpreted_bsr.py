@@ -141,6 +141,31 @@ def test_any_candidate_and_order_of_programs_is_right(monkeypatch):
         assert all(torch.equal(*pair) for pair in zip(results, layer.results(spmm_bsr), strict=True))
 
 
+def test_candidates_are_timed_once_for_each_dtype_block_and_bucket(monkeypatch):
+    """With a clock that prefers the last candidate: on a GPU it is Triton's."""
+    layer = Layer.random((16, 16), (16, 20), 33, dtype=F16)
+    expected = layer.dense(lambda tensor: tensor)[0]
+    tuned = tuning.Tuned(spmm_bsr.product_kernel, "BATCH", "ROWS", tuning.SAMPLE_TILES)
+    monkeypatch.setattr(spmm_bsr, "PRODUCT", tuned)
+    monkeypatch.setattr(tuning, "timing_allowed", lambda: True)
+    timed = []
+
+    def clock(call, quantiles):
+        call()
+        timed.append(None)
+        return [1.0 / len(timed)] * 3
+
+    tuner = tuned.tuner(F16)
+    tuner._do_bench = clock
+    args = (layer.values, layer.bias, layer.topology.on(CPU), *layer.size, False)
+    for _ in range(2):
+        y = spmm_bsr.spmm_bsr(layer.x, *args)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-2)
+        assert len(timed) == 3 and tuner.best_config.kwargs["BATCH"] == 16
+    spmm_bsr.spmm_bsr(layer.x[:20], *args)
+    assert len(timed) == 5 and [key[:4] for key in tuner.cache] == [(16, 16, "ieee", 64), (16, 16, "ieee", 32)]
+
+
 @triton.jit
 def find_kernel(topology, block_rows, found, HEIGHT: tl.constexpr, TILE: tl.constexpr):
     slot = tl.program_id(0)
