@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Each of these processes imports torch; a file's tests stay together, for what they share.
+WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -17,7 +19,7 @@ help: ## Show this list
 setup: $(STAMPS)/snipkern ## Make .venv: torch, snipkern (editable, C++ kernels compiled), test and plot packages
 
 test: $(STAMPS)/demo ## Run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side by side
 	$(BIN)/python examples/train_mnist.py

@@ -6,11 +6,18 @@ import torch
 from nets import make_cnn, make_mlp
 from torch import nn
 
-SEED = int(os.environ.get("SNIPKERN_TEST_SEED", random.SystemRandom().randrange(2**32)))
+# In the environment, so that all processes of a run share it.
+SEED = int(os.environ.setdefault("SNIPKERN_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
 
 
 def pytest_report_header():
     return f"random shapes and data: SNIPKERN_TEST_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that none of several processes begins the longest file when others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture
