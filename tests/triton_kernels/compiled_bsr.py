@@ -75,7 +75,8 @@ def compile_product(arch, name, dtype, precision, side, config):
         return compiles_for_amd(source, **options | {"num_stages": 2})
     result = compiled_for(arch, source, **options)
     what = {"kernel": name, "dtype": NAMES[dtype], "precision": precision, "side": side}
-    return result | what | {"tile": list(config.kwargs.values()), "warps": config.num_warps}
+    tile = {"tile": list(config.kwargs.values()), "tile_side": constants[product.tuned.side], "warps": config.num_warps}
+    return result | what | tile | {"itemsize": dtype.itemsize}
 
 
 def matching(result, pattern):
@@ -92,10 +93,16 @@ def check(result):
     if result["kernel"] in ("product", "transposed", "value_grad"):
         # All loads of operands go past the registers, 16 bytes each; what is shorter reads the index. The tensor cores
         # of later architectures want 32-bit operands contiguous along the sum, hence others are copied one by one.
+        free, depth = result["tile"]
+        side, itemsize, vectors = result["tile_side"], result["itemsize"], 32 * result["warps"] * 16
         if result["kernel"] == "product" or result["dtype"] in ("fp16", "bf16"):
             assert matching(result, r"LDGSTS\.E.*\.128"), result
-            assert not matching(result, r"LDGSTS(?!.*\.128)|LDG\.E\.U16"), result
-        assert matching(result, r"STG\.E\.128") and not matching(result, r"STG\.E(?!\.128)"), result
+            # A small tile has less than 16 bytes for each thread.
+            small = min(free, side) * depth * itemsize < vectors
+            assert small or not matching(result, r"LDGSTS(?!.*\.128)"), result
+            assert result["opcodes"].get("LDG.E.U16", 0) <= 1, result  # that of the bias
+        assert free * side * itemsize < vectors or matching(result, r"STG\.E\.128"), result
+        assert free * side * itemsize < vectors or not matching(result, r"STG\.E(?!\.128)"), result
 
 
 def compile_plainly(arch, name, kernel, constants, element, **options):
