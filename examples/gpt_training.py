@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -95,15 +96,17 @@ class Learner:
 
     def __post_init__(self) -> None:
         groups = parameter_groups(self.model, self.recipe.weight_decay)
-        # The fused step is torch's fastest on the CPU, for dense and kept weights alike; it takes no shards there.
+        # The fused step is torch's fastest, for dense and kept weights alike; it takes no shards on the CPU.
         fused = None if self.parallel.fsdp else True
         self.optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=BETAS, fused=fused)
         self.wrapped = self.parallel.wrap(self.model)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross entropy of the next bytes."""
-        tokens, targets = batch
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        device = self.parallel.device
+        tokens, targets = (t.pin_memory() if device.type == "cuda" else t for t in batch)
+        tokens, targets = (t.to(device, non_blocking=True) for t in (tokens, targets))
+        with torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             logits = self.wrapped(tokens)
         return F.cross_entropy(logits.float(), targets)
 
@@ -116,7 +119,7 @@ class Learner:
         start = time.perf_counter()
         self.wrapped.train()
         parts = self.recipe.accumulate
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.parallel.device)
         for part in range(parts):
             mine = self.parallel.rank * parts + part
             batch = self.windows.training(number, mine, self.parallel.world * parts)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "ops")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "ops"), str(HERE.parents[1] / "examples")]
 
 import where  # noqa: E402
 

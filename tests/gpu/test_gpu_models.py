@@ -166,6 +166,27 @@ def test_masks_are_the_cpus(make, size, options):
     torch.testing.assert_close(there.eval()(x.to(DEVICE)).cpu(), here.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_streamed_passes_repeat_exactly():
+    """Where a device has faster algorithms whose sums come in any order, passes must not take them."""
+    torch.manual_seed(5)
+    model, seen = make_cnn().to(DEVICE), []
+    x, y = torch.randn(6, 3, 8, 8).to(DEVICE), (torch.arange(6) % 5).to(DEVICE)
+
+    def loss(model, batch):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    streamed = sk.plan(model, [(x, y)], keep=0.2, loss_fn=loss, memory="stream")
+    assert seen and all(flag == (ON != "cpu") for flag in seen)
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert streamed.masks == sk.plan(model, [(x, y)], keep=0.2, loss_fn=loss).masks
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_batches_may_come_from_the_cpu_and_nothing_is_left_changed():
     torch.manual_seed(5)
     model = make_cnn().to(DEVICE).train()
