@@ -18,7 +18,7 @@ from snipkern.engine.cost_model import BLOCK_KINDS as BLOCK_KINDS
 from snipkern.engine.cost_model import SPARSE_ENGINES, Cost, Work, predict
 from snipkern.engine.cost_model import has_amx as has_amx
 from snipkern.engine.cost_model import row as row
-from snipkern.engine.covers import covered
+from snipkern.engine.covers import BLOCKS, covered
 from snipkern.engine.measure import Times, forbidden, measure
 from snipkern.engine.prediction import Prediction
 from snipkern.engine.workload import Workload
@@ -96,16 +96,11 @@ def choose(
     if missing:
         return _on_reference(layer, missing)
     grid = None
-    engines: tuple[str, ...] = ()
     if layer.device.type == "cuda":
-        engines = gpu_model.served(layer)
-        if "cover" in engines:
-            others = tuple(name for name in engines if name != "cover")
-            layer, grid = _with_cover(layer, mask, others)
-            engines = engines if grid else others
-        if not engines:
+        layer, grid = _with_cover(layer, mask)
+        if not gpu_model.served(layer):
             return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels")
-    prediction = predict(layer, *engines)
+    prediction = predict(layer)
     if clear(prediction):
         return _chosen(layer, prediction, cover=grid)
     reason, times = forbidden(), None
@@ -126,9 +121,11 @@ def _cover_asked(layer: Workload, mask: Mask) -> Choice:
     return Choice("cover", f"{ASKED}; {_blocks(layer)}", cover=grid, stored=layer.stored)
 
 
-def _with_cover(layer: Workload, mask: Mask, others: tuple[str, ...]) -> tuple[Workload, Layout | None]:
-    """The layer with its best cover, and that one; as it is and None where none can be faster than dense and others."""
-    limit = min(gpu_model.seconds_here(name, layer) for name in ("dense", *others))
+def _with_cover(layer: Workload, mask: Mask) -> tuple[Workload, Layout | None]:
+    """The layer with its best cover, and that one; as it is and None where none can be faster than dense and csr."""
+    if layer.block or "cover" not in gpu_model.served(replace(layer, cover=BLOCKS[0])):
+        return layer, None
+    limit = min(gpu_model.seconds_here(name, layer) for name in ("dense", *gpu_model.served(layer)))
     return covered(layer, mask, lambda work: gpu_model.seconds_here("cover", work), limit) or (layer, None)
 
 
@@ -175,6 +172,8 @@ def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = N
     """The same choice, with its layer predicted and measured on its device whatever was clear before."""
     if choice.cover is not None:
         layer = replace(layer, cover=choice.cover.block, stored=choice.stored, ordered=choice.cover.ordered)
+    if layer.device.type == "cuda" and choice.engine == "masked" and not gpu_model.served(layer):
+        return choice
     prediction = predict(layer, *((choice.engine,) if choice.engine in SPARSE_ENGINES else ()))
     times = _measured(layer, prediction.engine, mask, layout, choice.cover)
     found = _chosen(layer, prediction, times, cover=choice.cover)

@@ -24,8 +24,8 @@ OPS = {
 
 
 def served(layer: Workload) -> tuple[str, ...]:
-    """The sparse engines that have kernels for this layer on its device, of those that suit its mask."""
-    suited = ("bsr", "csr") if layer.block else ("cover", "csr")
+    """The sparse engines that have kernels for this layer on its device, of those that suit it: cover if it has one."""
+    suited = ("bsr", "csr") if layer.block else ("cover", "csr") if layer.cover else ("csr",)
     needed = {"bsr": ("bsr", "csr") if layer.singles else ("bsr",)}
     return tuple(
         engine

@@ -16,7 +16,7 @@ from snipkern.layout import Layout, block_sides
 from snipkern.masks import Mask
 from snipkern.topology.block import BlockTopology
 from snipkern.topology.csr import BaseTopology
-from snipkern.topology.similar import blocks_needed, gathered
+from snipkern.topology.similar import covering_grid, gathered
 from snipkern.topology.similar import fullest_first as fullest
 
 __all__ = ["CoverTopology", "covering", "fullest_first", "stored_weights"]
@@ -136,10 +136,11 @@ def fullest_first(mask: Mask, block: tuple[int, int]) -> Layout:
 
 
 def stored_weights(mask: Mask, cover: Layout) -> int:
-    """About how many weights the covering blocks have; those that the weight's edges cut count as whole ones."""
+    """How many weights the covering blocks have, kept or not."""
     rows, cols = mask.shape[0], mask.shape[1:].numel()
     orders = numbered(cover.row_order, rows), numbered(cover.col_order, cols)
-    return blocks_needed(*kept_weights(mask), *orders, cover.block) * cover.block[0] * cover.block[1]
+    grid = covering_grid(*kept_weights(mask), *orders, cover.block)
+    return int(block_sides(rows, cover.block[0]) @ grid @ block_sides(cols, cover.block[1]))
 
 
 def kept_weights(mask: Mask) -> tuple[Ints, Ints]:

@@ -54,7 +54,7 @@ class BaseTopology:
 
     @property
     def layout(self) -> Layout | None:
-        """The grid of blocks that the kept weights are on; None: they are computed with one by one."""
+        """The grid of whole blocks that the kept weights are on; None: they are single ones."""
         return None
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blocks_needed", "fullest_first", "gathered"]
+__all__ = ["blocks_needed", "covering_grid", "fullest_first", "gathered"]
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -49,10 +49,15 @@ def gathered(row: Ints, col: Ints, shape: tuple[int, int], block: tuple[int, int
 
 def blocks_needed(row: Ints, col: Ints, row_order: Ints, col_order: Ints, block: tuple[int, int]) -> int:
     """How many blocks hold all kept weights, with rows and columns in these orders."""
+    return int(np.count_nonzero(covering_grid(row, col, row_order, col_order, block)))
+
+
+def covering_grid(row: Ints, col: Ints, row_order: Ints, col_order: Ints, block: tuple[int, int]) -> NDArray[np.bool_]:
+    """``[block rows, block columns]``: the blocks that hold any kept weight, with rows and columns in these orders."""
     height, width = block
     grid = np.zeros((-(-row_order.size // height), -(-col_order.size // width)), dtype=np.bool_)
     grid[_places(row_order)[row] // height, _places(col_order)[col] // width] = True
-    return int(np.count_nonzero(grid))
+    return grid
 
 
 def _places(order: Ints) -> Ints:

@@ -114,9 +114,11 @@ class TestWhatIsServed:
         many = choose("auto", replace(blocks, kept=WIDE.numel), Mask.full((1, 1)))
         assert many.engine == "masked" and many.reason.startswith("bsr would be slower") and ADVICE not in many.reason
 
-    def test_triton_has_blocks_of_linear_layers_alone(self, gpu):
+    def test_a_backend_may_have_blocks_of_linear_layers_alone(self, gpu):
         gpu("triton", ops=("spmm_bsr", "sddmm_bsr"))
-        assert gpu_model.served(WIDE) == ("cover",) and gpu_model.served(CONV) == ()
+        assert gpu_model.served(WIDE) == gpu_model.served(CONV) == ()
+        assert gpu_model.served(replace(WIDE, cover=(4, 4))) == ("cover",)
+        assert gpu_model.served(replace(CONV, cover=(4, 4))) == ()
         assert gpu_model.served(replace(WIDE, block=(32, 32))) == ("bsr",)
         assert gpu_model.served(replace(WIDE, block=(32, 32), singles=9)) == ()
         found = choose("auto", CONV, Mask.full((1, 1)))
@@ -125,7 +127,8 @@ class TestWhatIsServed:
         assert choose("csr", CONV, Mask.full((1, 1))) == Choice("csr", "as asked")
 
     def test_compiled_kernels_serve_all(self):
-        assert gpu_model.served(WIDE) == gpu_model.served(CONV) == ("cover", "csr")
+        assert gpu_model.served(WIDE) == gpu_model.served(CONV) == ("csr",)
+        assert gpu_model.served(replace(WIDE, cover=(4, 4))) == ("cover", "csr")
         assert gpu_model.served(replace(CONV, block=(4, 4), singles=1)) == ("bsr", "csr")
 
     def test_without_kernels_a_gpu_stays_dense(self, gpu):
@@ -165,6 +168,14 @@ class TestMeasuring:
         monkeypatch.setattr(engine, "measure", full)
         found = choose("auto", WIDE, Mask.full((1, 1)))
         assert found.engine == "masked" and "; not measured, the device's memory is full" in found.reason
+
+    def test_check_measures_what_was_left_masked_too(self, monkeypatch, gpu):
+        monkeypatch.setattr(engine, "measure", lambda *_: Times(1.0, 1.1, 0.5))
+        left = Choice("masked", "csr would be slower: predicted 0.4x dense")
+        found = engine.check(WIDE, Mask.full((1, 1)), left)
+        assert found.engine == "masked" and found.reason.startswith("csr would be faster: measured 2.0x dense")
+        gpu("triton", ops=("spmm_bsr",))
+        assert engine.check(CONV, Mask.full((1, 1)), left) is left
 
     def test_check_measures_a_cover_with_its_grid(self, monkeypatch):
         grid, seen = Layout((16, 16)), []

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from snipkern.engine import gpu_kernels
 from snipkern.engine.devices import A100, B200, GPUS, H100, described, tf32_allowed
 from snipkern.engine.gpu_kernels import FORWARD, INPUT_GRAD, WEIGHT_GRAD, kernels, seconds
 from snipkern.engine.roofline import LAUNCH, Kernel
 from snipkern.engine.workload import Workload
 from snipkern.ops.checks import FLOATS
 
+CUDA_SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
 LINEAR = Workload((4096, 4096), 4096**2 // 20, (4096, 4096))
 CONV = Workload((256, 128, 3, 3), 256 * 128 * 9 // 20, (32, 128, 16, 16), padding=(1, 1))
 BLOCKS = replace(LINEAR, block=(32, 32))
@@ -190,3 +194,20 @@ class TestDevices:
 
     def test_torch_answers(self):
         assert tf32_allowed("linear") in (True, False) and tf32_allowed("conv") in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("files", "constant", "value"),
+    [
+        ("csr_*.cuh", "kProductRows", gpu_kernels.CSR_ROWS),
+        ("feature_major.cuh", "kLineBytes", gpu_kernels.LINE),
+        ("*spmm_bsr*", "kSamples", gpu_kernels.SAMPLES),
+        ("*sddmm_bsr*", "kColumns", gpu_kernels.COLUMNS),
+    ],
+)
+def test_tiles_are_those_of_the_kernels(files, constant, value):
+    sources = [path.read_text(encoding="utf-8") for path in sorted(CUDA_SOURCES.glob(files))]
+    if not sources:
+        pytest.skip(f"no csrc/cuda/{files} in this checkout")
+    found = {int(number) for text in sources for number in re.findall(rf"constexpr int {constant} = (\d+);", text)}
+    assert found == {value}, f"{constant} of {files}: change gpu_kernels.py, then python benchmarks/roofline.py --write"

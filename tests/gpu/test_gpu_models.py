@@ -21,6 +21,7 @@ HOW = {
     "blocks": {"engine": "bsr", "block": (8, 8)},
     "mixed": {"engine": "bsr"},
     "masked": {"engine": "masked"},
+    "cover": {"engine": "cover"},
 }
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3),
