@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass
 
 import torch
-from compiling import SHARED_MEMORY, compiled_for, compiles_for_amd, source_of, spills
+from compiling import compiled_for, compiles_for_amd, source_of, spills
+from processes import SHARED_MEMORY
 
 from snipkern.triton_kernels import conv2d_bsr, spmm_bsr, zero_pruned
 from snipkern.triton_kernels.tuning import Tuned, side_tile
