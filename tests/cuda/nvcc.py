@@ -134,8 +134,9 @@ def compile_all(sources):
     return jobs
 
 
+@functools.cache
 def kernels(cubin):
-    """The kernels in a cubin."""
+    """The kernels in a cubin. The disassembler takes up to a second."""
     usage = _run(find_tool("cuobjdump"), "-res-usage", cubin)
     sections = _run(find_tool("cuobjdump"), "-elf", cubin).split("\n.nv.info.")
     code = re.split(r"^//-+ \.text\.(\S+) -+$", _run(find_tool("nvdisasm"), "-c", cubin), flags=re.MULTILINE)
