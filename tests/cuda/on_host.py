@@ -54,6 +54,15 @@ class Compile:
     name: str
 
 
+@dataclass(frozen=True)
+class Target:
+    """A program or library, of objects that targets may share."""
+
+    output: str
+    compiles: tuple[Compile, ...]
+    link: tuple[str, ...]
+
+
 _settings = Settings()
 
 
@@ -84,37 +93,41 @@ def binding_sources() -> list[Path]:
     return sorted(path for path in (ROOT / "csrc/bindings/cuda").glob("*.cpp") if path.stem != "module")
 
 
-def harness(flags: tuple[str, ...], prefix: str = "host") -> list[Compile]:
+def harness(flags: tuple[str, ...], prefix: str = "host_") -> list[Compile]:
     """The harness, which is never compiled with sanitizers: these are to see kernels only."""
     sources = sorted((ROOT / "csrc/cuda/host").glob("*.cpp"))
-    return [Compile(path, flags, f"{prefix}_{path.stem}.o") for path in sources]
+    return [Compile(path, flags, f"{prefix}{path.stem}.o") for path in sources]
 
 
-def build(folder: Path, output: str, compiles: Iterable[Compile], link: Iterable[str]) -> Path:
-    """Compiles and links what has changed; returns the path of the output. Processes that build the same take turns.
+def build(targets: Iterable[Target]) -> list[Path]:
+    """Compiles and links what has changed, in one go; returns the paths of the outputs. Processes take turns.
 
     Raises:
         RuntimeError: With the compiler's messages.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    compiles = list(compiles)
+    targets = list(targets)
+    compiles = {item.name: item for target in targets for item in target.compiles}
     lines = [
         "ninja_required_version = 1.5",
         f"rule compile\n  command = {COMPILER} $flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {COMPILER} $in -o $out $flags",
-        *(f"build {item.name}: compile {item.source}\n  flags = {' '.join(item.flags)}" for item in compiles),
-        f"build {output}: link {' '.join(item.name for item in compiles)}\n  flags = {' '.join(link)}",
+        *(f"build {name}: compile {item.source}\n  flags = {' '.join(item.flags)}" for name, item in compiles.items()),
     ]
-    with (folder / "lock").open("w") as lock:
+    for target in targets:
+        assert all(compiles[item.name] == item for item in target.compiles), target.output
+        objects = " ".join(item.name for item in target.compiles)
+        lines.append(f"build {target.output}: link {objects}\n  flags = {' '.join(target.link)}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    recipe = BUILD / f"{targets[0].output.replace('/', '-')}.ninja"
+    with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        recipe = folder / f"{output}.ninja"
         recipe.write_text("\n".join(lines) + "\n")
         command = ["ninja", "-f", recipe.name, f"-j{os.cpu_count()}"]
         environment = {**os.environ, "PATH": search_path()}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=BUILD, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} in {folder}:\n{done.stdout}{done.stderr}")
-    return folder / output
+        raise RuntimeError(f"{' '.join(command)} in {BUILD}:\n{done.stdout}{done.stderr}")
+    return [BUILD / target.output for target in targets]
 
 
 def build_library() -> Path:
@@ -123,16 +136,13 @@ def build_library() -> Path:
     library = (*COMMON, "-fPIC", "-fvisibility=hidden")
     binding = (*library, "-O1", "-Wno-unused-parameter", f"-isystem {torch_root / 'include'}")
     target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-    return build(
-        BUILD,
-        "snipkern_on_host.so",
-        [
-            *harness((*library, "-O2")),
-            *(Compile(path, (*library, "-O2", *CHECKED, "-x c++"), f"{path.stem}.o") for path in kernel_sources()),
-            *(Compile(path, (*binding, target), f"binding_{path.stem}.o") for path in binding_sources()),
-        ],
-        ["-shared", f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10", "-lpthread"],
+    objects = (
+        *harness((*library, "-O2")),
+        *(Compile(path, (*library, "-O1", *CHECKED, "-x c++"), f"{path.stem}.o") for path in kernel_sources()),
+        *(Compile(path, (*binding, target), f"binding_{path.stem}.o") for path in binding_sources()),
     )
+    link = ("-shared", f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10", "-lpthread")
+    return build([Target("snipkern_on_host.so", objects, link)])[0]
 
 
 @functools.cache

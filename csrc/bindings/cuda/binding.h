@@ -64,4 +64,9 @@ inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, sizes);
 }
 
+// Memory for a call's own use, on the device of a tensor; its contents are anything.
+inline Tensor new_scratch(const Tensor& like, int64_t bytes) {
+  return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+}
+
 }  // namespace snipkern::cuda

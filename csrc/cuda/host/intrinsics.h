@@ -1,8 +1,9 @@
 // Barriers, warp operations, atomics and scalar intrinsics of CUDA C++.
 #pragma once
 
+#include <math.h>  // not <cmath>: CUDA's fma() and others take floats in the global namespace too
+
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "cuda/host/half.h"
