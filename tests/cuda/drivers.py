@@ -56,12 +56,18 @@ VARIANTS = {
 #: driver_<name>.cpp -> the kernels that it needs.
 DRIVERS = {
     "csr": ("spmm_csr.cu", "sddmm_csr.cu"),
+    "bsr": ("spmm_bsr.cu", "sddmm_bsr.cu", "spmm_bsr_backward.cu", "bsr_order.cu", "feature_sums.cu"),
 }
 
 #: What is left out, each text of a file of ``csrc/cuda`` by what comes in its place.
 TRIMS = (
     ("dtype.cuh", "    «case Dtype::kDouble:\n      return body(TypeTag<double>{});\n»", ""),
     ("dtype.cuh", "    «case Dtype::kBFloat16:\n      return body(TypeTag<__nv_bfloat16>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (dtype == Dtype::kBFloat16) return with_narrow(TypeTag<__nv_bfloat16>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (dtype == Dtype::kDouble) return body(TypeTag<FmaMath<double, kWide, 16>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«    if (side <= 32) return body(TypeTag<HalfMath<T, kWide, 32>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«    if (side <= 32) return body(TypeTag<Tf32Math<kWide, 32>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (side <= 16) return body(TypeTag<FmaMath<float, kWide, 16>>{});\n»", ""),
 )
 
 
@@ -174,7 +180,7 @@ def run(program: Path, variant_name: str, seed: int, bug: int = -1) -> Outcome:
         return Outcome("", text)
     if "ThreadSanitizer: data race" in text:
         return Outcome("race", text)
-    if "ERROR: AddressSanitizer" in text or "runtime error: " in text:
+    if any(sign in text for sign in ("ERROR: AddressSanitizer", "runtime error: ", "reads foreign memory")):
         return Outcome("memory", text)
     if "cudaErrorLaunchFailure" in text or "cudaErrorInvalidConfiguration" in text:
         return Outcome("fault", text)
