@@ -1,10 +1,10 @@
 // The product that linear layers and convolutions share: every row of an output sums its entries of a source.
 //
-// A block makes kRows rows of one tile of positions. Its warps take a row each; kLanes of a warp share an entry (all of
-// its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end. Entries come
-// 32 at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than kLongRow
-// entries are cut in one part for each warp of the block, and the parts are added in their order. So the order of every
-// sum follows from the lists and the sizes alone.
+// A block makes kProductRows rows of one tile of positions. Its warps take a row each; kLanes of a warp share an entry
+// (all of its positions in the tile), so a warp has 32 / kLanes entries in hand, whose sums are added at the end.
+// Entries come 32 at a time, one for each lane, decoded into shared memory where all lanes read them. Rows of more than
+// kLongRow entries are cut in one part for each warp of the block, and the parts are added in their order. So the order
+// of every sum follows from the lists and the sizes alone.
 //
 // Rows are the fastest in the grid: blocks that run together read the same tile, at first the same places of it because
 // lists ascend, and find it in L1 and L2.
