@@ -72,13 +72,15 @@ __device__ void multiply(Wide& wide, Narrow& narrow, int32_t steps, const Out& o
     }
     copy_async_commit();
   };
-  for (int32_t step = 0; step < kStages - 1; ++step) bring(step);
   Math math;
-  for (int32_t step = 0; step < steps; ++step) {
+  // The first loads are rounds of the same loop, so that loaders, which are long, stand in the code once.
+#pragma unroll 1
+  for (int32_t step = 1 - kStages; step < steps; ++step) {
     copy_async_wait<kStages - 2>();
     __syncthreads();
     // Into the stage that all threads have multiplied before this barrier.
     bring(step + kStages - 1);
+    if (step < 0) continue;
     const T* const stage = stages + step % kStages * kStage;
     math.template step<typename Wide::Tile, typename Narrow::Tile>(stage, stage + Wide::Tile::kElements);
   }
