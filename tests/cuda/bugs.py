@@ -57,4 +57,10 @@ BUGS = {
     "bsr_rows_of_next_matrix": Bug(
         "result", "bsr", "bsr_math.cuh", "ldmatrix_x4(a[i], wide + WideTile::at(«place + row», at));", "place + 7 - row"
     ),
+    "conv_csr_above_the_image": Bug(
+        "memory", "conv", "conv_window.cuh", "const bool inside = «static_cast<unsigned>(lane.y[p] + tap.y)» <", "0u"
+    ),
+    "conv_bsr_above_the_image": Bug(
+        "memory", "conv", "bsr_patches.cuh", "const bool inside = i < count && «static_cast<uint32_t>(row)» <", "0u"
+    ),
 }

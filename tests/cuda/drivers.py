@@ -57,7 +57,10 @@ VARIANTS = {
 DRIVERS = {
     "csr": ("spmm_csr.cu", "sddmm_csr.cu"),
     "bsr": ("spmm_bsr.cu", "sddmm_bsr.cu", "spmm_bsr_backward.cu", "bsr_order.cu", "feature_sums.cu"),
+    "conv": ("conv2d_csr.cu", "conv2d_bsr.cu", "conv2d_bsr_input_grad.cu", "conv2d_bsr_weight_grad.cu"),
 }
+#: Convolutions have barriers in common with the products of layers; what they alone do is to find places in images.
+VARIANTS_OF = {"csr": tuple(VARIANTS), "bsr": tuple(VARIANTS), "conv": ("memory",)}
 
 #: What is left out, each text of a file of ``csrc/cuda`` by what comes in its place.
 TRIMS = (
@@ -142,7 +145,7 @@ def edited(bugs: Iterable[Bug]) -> Path:
 def build_drivers(variant_names: Iterable[str], bugs: Iterable[Bug]) -> dict[tuple[str, str], Path]:
     """All drivers, by driver and variant, compiled together to keep every core busy."""
     folder = edited(bugs)
-    keys = [(driver, name) for name in variant_names for driver in DRIVERS]
+    keys = [(driver, name) for name in variant_names for driver in DRIVERS if name in VARIANTS_OF[driver]]
     paths = build(target(driver, name, folder) for driver, name in keys)
     return dict(zip(keys, paths, strict=True))
 
