@@ -1,7 +1,7 @@
 // A block topology tensor as the arrays that it packs.
 #pragma once
 
-#include "bindings/binding.h"
+#include "bindings/arguments.h"
 #include "cpu/bsr.h"
 
 namespace snipkern {
@@ -20,10 +20,10 @@ struct IndexSizes {
   }
 };
 
-// The requirements of require_block_topology() in snipkern/ops/schema_bsr.py, and that the index is of `nnz` kept
-// weights.
-inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
-                            int64_t block_height, int64_t block_width) {
+// The requirements of require_block_topology() in snipkern/ops/schema_bsr.py. An index that lies on another device is
+// not read: `read` tells whether this one may be.
+inline BsrIndex block_arrays(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
+                             int64_t block_height, int64_t block_width, bool read) {
   SNIPKERN_REQUIRE(block_height > 0 && block_width > 0, op, block_height << " x " << block_width,
                    "a block must not be empty");
   BsrIndex index{};
@@ -37,7 +37,7 @@ inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz,
   const bool readable =
       topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.is_contiguous() && blocks >= 0;
   const int32_t* words = readable ? topology.const_data_ptr<int32_t>() : nullptr;
-  SNIPKERN_REQUIRE(readable && words[2 * block_rows + 1] == blocks && blocks <= nnz &&
+  SNIPKERN_REQUIRE(readable && (!read || words[2 * block_rows + 1] == blocks) && blocks <= nnz &&
                        (nnz == 0 || (nnz - 1) / block_height / block_width < blocks),
                    op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},
                    "topology must be the int32 index of a " << rows << " x " << cols << " mask with " << nnz
@@ -53,6 +53,13 @@ inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz,
     index.row_place = index.order + blocks;
     index.col_place = index.row_place + rows;
   }
+  return index;
+}
+
+// The same for an index in this memory, and that it is of `nnz` kept weights.
+inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
+                            int64_t block_height, int64_t block_width) {
+  const BsrIndex index = block_arrays(op, topology, nnz, rows, cols, block_height, block_width, true);
   SNIPKERN_REQUIRE(index.nnz() == nnz, op, index.nnz(), "topology must be of a mask with " << nnz << " kept weights");
   return index;
 }

@@ -2,6 +2,7 @@
 
 #include <tuple>
 
+#include "bindings/binding.h"
 #include "bindings/bsr_view.h"
 #include "cpu/spmm_bsr.h"
 

@@ -1,5 +1,6 @@
 #include "cpu/spmm_bsr.h"
 
+#include "bindings/binding.h"
 #include "bindings/bsr_view.h"
 
 namespace snipkern {

@@ -1,7 +1,9 @@
 // What the drivers share: programs without torch that run each kernel on small random inputs and compare it with sums
 // in double. Built with sanitizers, and with kernels that were broken on purpose.
 //
-//   driver SEED OS_THREADS    says "ok", or what is wrong first and returns 1
+//   driver SEED OS_THREADS BUG    says "ok", or what is wrong first and returns 1
+//
+// BUG is the number of a bug that bugs.py has planted in the kernels, or -1.
 #pragma once
 
 #include <cmath>
@@ -142,8 +144,14 @@ void run_cases(Random& random);
 
 }  // namespace driver
 
+static int awake_bug = -1;
+
+bool planted_bug(int number);
+bool planted_bug(int number) { return number == awake_bug; }
+
 int main(int count, char** arguments) {
-  if (count != 3) driver::fail("usage: driver SEED OS_THREADS");
+  if (count != 4) driver::fail("usage: driver SEED OS_THREADS BUG");
+  awake_bug = std::atoi(arguments[3]);
   auto& settings = snipkern::cuda::host::settings();
   settings.seed = std::strtoull(arguments[1], nullptr, 10);
   settings.os_threads = std::atoi(arguments[2]);

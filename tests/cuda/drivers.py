@@ -11,24 +11,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_host import BUILD, CHECKED, COMMON, COMPILER, ROOT, Compile, Target, build, harness
 
-__all__ = ["DRIVERS", "VARIANTS", "Edit", "Outcome", "build", "missing", "overlay", "run", "target"]
-
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Replaces a text that a file of ``csrc/cuda`` has exactly once."""
-
-    file: str
-    old: str
-    new: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +56,40 @@ VARIANTS = {
 #: driver_<name>.cpp -> the kernels that it needs.
 DRIVERS = {
     "csr": ("spmm_csr.cu", "sddmm_csr.cu"),
+    "bsr": ("spmm_bsr.cu", "sddmm_bsr.cu", "spmm_bsr_backward.cu", "bsr_order.cu", "feature_sums.cu"),
+    "conv": ("conv2d_csr.cu", "conv2d_bsr.cu", "conv2d_bsr_input_grad.cu", "conv2d_bsr_weight_grad.cu"),
 }
+#: Convolutions have barriers in common with the products of layers; what they alone do is to find places in images.
+VARIANTS_OF = {"csr": tuple(VARIANTS), "bsr": tuple(VARIANTS), "conv": ("memory",)}
 
-TRIMS = [
-    Edit("dtype.cuh", "    case Dtype::kDouble:\n      return body(TypeTag<double>{});\n"),
-    Edit("dtype.cuh", "    case Dtype::kBFloat16:\n      return body(TypeTag<__nv_bfloat16>{});\n"),
-]
+#: What is left out, each text of a file of ``csrc/cuda`` by what comes in its place.
+TRIMS = (
+    ("dtype.cuh", "    «case Dtype::kDouble:\n      return body(TypeTag<double>{});\n»", ""),
+    ("dtype.cuh", "    «case Dtype::kBFloat16:\n      return body(TypeTag<__nv_bfloat16>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (dtype == Dtype::kBFloat16) return with_narrow(TypeTag<__nv_bfloat16>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (dtype == Dtype::kDouble) return body(TypeTag<FmaMath<double, kWide, 16>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«    if (side <= 32) return body(TypeTag<HalfMath<T, kWide, 32>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«    if (side <= 32) return body(TypeTag<Tf32Math<kWide, 32>>{});\n»", ""),
+    ("bsr_dispatch.cuh", "«  if (side <= 16) return body(TypeTag<FmaMath<float, kWide, 16>>{});\n»", ""),
+)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A bug to plant, and the check that finds it: ``race``, ``memory``, ``fault`` or ``result``.
+
+    Between « and » in ``pattern`` is what is replaced: a statement with its semicolon, or an expression.
+    """
+
+    caught: str
+    driver: str
+    file: str
+    pattern: str
+    new: str = ""
+
+    @property
+    def variant(self) -> str:
+        return self.caught if self.caught in ("race", "memory") else "plain"
 
 
 @dataclass(frozen=True)
@@ -83,59 +100,78 @@ class Outcome:
     text: str
 
 
-def overlay(name: str, edits: Sequence[Edit]) -> Path:
-    """A folder with edited copies of files of ``csrc``, to be searched before it.
+def find(text: str, pattern: str, file: str) -> tuple[int, int]:
+    """Where a text is that stands between « and » in a pattern; the rest of the pattern tells which one is meant.
 
     Raises:
-        ValueError: Where a text does not occur exactly once: the code has moved on, and so must the edit.
+        ValueError: Where the pattern does not occur exactly once: the code has moved on, and so must the pattern.
     """
-    texts: dict[str, str] = {}
-    for edit in edits:
-        text = texts.get(edit.file) or (ROOT / "csrc/cuda" / edit.file).read_text()
-        if text.count(edit.old) != 1:
-            raise ValueError(f"{name}: {edit.file} has this {text.count(edit.old)} times, not once:\n{edit.old}")
-        texts[edit.file] = text.replace(edit.old, edit.new)
-    folder = BUILD / "edited" / name
+    before, rest = pattern.split("«")
+    old, after = rest.split("»")
+    count = text.count(before + old + after)
+    if count != 1:
+        raise ValueError(f"{file} has this {count} times, not once:\n{before}{old}{after}")
+    start = text.index(before + old + after) + len(before)
+    return start, start + len(old)
+
+
+def planted(number: int, old: str, new: str) -> str:
+    """Code that is wrong once the driver wakes this bug."""
+    if old.endswith(";"):
+        return f"if (planted_bug({number})) {{ {new} }} else {{ {old} }}"
+    return f"(planted_bug({number}) ? ({new}) : ({old}))"
+
+
+def edited(bugs: Iterable[Bug]) -> Path:
+    """A folder with edited copies of files of ``csrc/cuda``: trimmed, and with all bugs planted, asleep."""
+    edits = [(file, pattern, new, -1) for file, pattern, new in TRIMS]
+    edits += [(bug.file, bug.pattern, bug.new, number) for number, bug in enumerate(bugs)]
+    texts = {file: (ROOT / "csrc/cuda" / file).read_text() for file, *_ in edits}
+    places = [(file, *find(texts[file], pattern, file), new, number) for file, pattern, new, number in edits]
+    for file, start, stop, new, number in sorted(places, reverse=True):
+        old = texts[file][start:stop]
+        new = new if number < 0 else planted(number, old, new)
+        texts[file] = texts[file][:start] + new + texts[file][stop:]
+    folder = BUILD / "edited"
     for file, text in texts.items():
         path = folder / "cuda" / file
         path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"bool planted_bug(int number);\n{text}"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
     return folder
 
 
-def target(driver: str, variant_name: str, mutant: str = "", edits: Sequence[Edit] = (), source: str = "") -> Target:
-    """How to build a driver; with a mutant's edits in the one kernel source that they concern."""
-    variant = VARIANTS[variant_name]
-    trimmed = overlay("trimmed", TRIMS)
+def build_drivers(variant_names: Iterable[str], bugs: Iterable[Bug]) -> dict[tuple[str, str], Path]:
+    """All drivers, by driver and variant, compiled together to keep every core busy."""
+    folder = edited(bugs)
+    keys = [(driver, name) for name in variant_names for driver in DRIVERS if name in VARIANTS_OF[driver]]
+    paths = build(target(driver, name, folder) for driver, name in keys)
+    return dict(zip(keys, paths, strict=True))
 
-    def compile_flags(*overlays: Path) -> tuple[str, ...]:
-        return (*(f"-I{folder}" for folder in overlays), *COMMON, f"-I{HERE}", "-O1", *variant.kernel_flags)
+
+def target(driver: str, variant_name: str, folder: Path) -> Target:
+    variant = VARIANTS[variant_name]
+    flags = (f"-I{folder}", *COMMON, f"-I{HERE}", "-O1", *variant.kernel_flags, *variant.harness_flags)
 
     def kernel(name: str) -> Compile:
-        if name != source:
-            return Compile(ROOT / "csrc/cuda" / name, (*common, "-x c++"), f"{variant_name}/{name}.o")
-        folder = overlay(mutant, edits)
         path = folder / "cuda" / name
         path = path if path.exists() else ROOT / "csrc/cuda" / name
-        flags = (*compile_flags(folder, trimmed), *variant.harness_flags, "-x c++")
-        return Compile(path, flags, f"{variant_name}/{mutant}/{name}.o")
+        return Compile(path, (*flags, "-x c++"), f"{variant_name}/{name}.o")
 
-    common = (*compile_flags(trimmed), *variant.harness_flags)
     objects = (
         *harness((*COMMON, "-O2", *variant.harness_flags), f"{variant_name}/host_"),
-        Compile(HERE / f"driver_{driver}.cpp", common, f"{variant_name}/driver_{driver}.o"),
+        Compile(HERE / f"driver_{driver}.cpp", flags, f"{variant_name}/driver_{driver}.o"),
         *(kernel(name) for name in DRIVERS[driver]),
     )
-    output = f"{variant_name}/{mutant}/driver_{driver}" if mutant else f"{variant_name}/driver_{driver}"
-    return Target(output, objects, (*variant.link, "-lpthread"))
+    return Target(f"{variant_name}/driver_{driver}", objects, (*variant.link, "-lpthread"))
 
 
-def run(program: Path, variant_name: str, seed: int) -> Outcome:
-    """Runs a driver; "" in the outcome is that nothing was found."""
+def run(program: Path, variant_name: str, seed: int, bug: int = -1) -> Outcome:
+    """Runs a driver, with one of the planted bugs awake; "" in the outcome is that nothing was found."""
     variant = VARIANTS[variant_name]
     done = subprocess.run(
-        [*variant.run, str(program), str(seed), str(variant.os_threads)],
+        [*variant.run, str(program), str(seed), str(variant.os_threads), str(bug)],
         env={**os.environ, **variant.environment},
         capture_output=True,
         text=True,
@@ -147,7 +183,7 @@ def run(program: Path, variant_name: str, seed: int) -> Outcome:
         return Outcome("", text)
     if "ThreadSanitizer: data race" in text:
         return Outcome("race", text)
-    if "ERROR: AddressSanitizer" in text or "runtime error: " in text:
+    if any(sign in text for sign in ("ERROR: AddressSanitizer", "runtime error: ", "reads foreign memory")):
         return Outcome("memory", text)
     if "cudaErrorLaunchFailure" in text or "cudaErrorInvalidConfiguration" in text:
         return Outcome("fault", text)

@@ -33,8 +33,11 @@ void fault(const char* what) {
   current_block().fault(what);
 }
 
-Block::Block() : threads_(new Thread[kMostThreads]) {
+Block::Block() : threads_(new Thread[kMostThreads]) {}
+
+void Block::adopt_thread() {
   thread_block = this;
+  scheduler_.adopt_thread();
   const StaticShared range = static_shared();
   static_begin_ = range.begin;
   static_end_ = range.end;
@@ -55,7 +58,6 @@ uint64_t Block::random() {
 std::string Block::run(const KernelCall& call, dim3 grid, dim3 block, uint3 place, size_t shared_bytes, uint64_t seed) {
   call_ = &call;
   random_state_ = seed;
-  scheduler_.adopt_thread();
   fill_shared_memory(shared_bytes);
   place_threads(grid, block, place);
   do {
@@ -71,13 +73,13 @@ std::string Block::run(const KernelCall& call, dim3 grid, dim3 block, uint3 plac
   }
   for (int i = 0; i < count_; ++i) {
     Thread& thread = threads_[i];
-    acquire(&thread.arrived);
     if (thread.state == ThreadState::kReturned) continue;
     thread.started = false;  // it was left in the middle
     thread.copies.clear();
     thread.groups.clear();
   }
   running_ = nullptr;
+  acquire(&ended_);
   return std::move(fault_);
 }
 
@@ -97,8 +99,8 @@ void Block::place_threads(dim3 grid, dim3 block, uint3 place) {
     set_state(thread, ThreadState::kReady);
     if (!thread.started) thread.context.start(&Block::thread_main);
     thread.started = true;
-    release(&thread.opened);
   }
+  release(&begun_);
 }
 
 void Block::fill_shared_memory(size_t bytes) {
@@ -174,11 +176,8 @@ bool Block::open_barrier() {
     fault_ = std::string("a thread has returned without reaching the barrier at ") + waiting->site + describe();
     return false;
   }
-  for (int i = 0; i < count_; ++i) acquire(&threads_[i].arrived);
-  for (int i = 0; i < count_; ++i) {
-    release(&threads_[i].opened);
-    set_state(threads_[i], ThreadState::kReady);
-  }
+  for (int i = 0; i < count_; ++i) set_state(threads_[i], ThreadState::kReady);
+  ++barriers_.held;
   return true;
 }
 
@@ -205,11 +204,11 @@ void Block::thread_main() {
   for (;;) {  // once in every block that this fiber is a thread of
     Block& block = current_block();
     Thread& me = *block.running_;
-    acquire(&me.opened);
+    acquire(&block.begun_);
     block.call_->invoke(block.call_->arguments);
     if (!me.copies.empty()) block.fault("a thread returns while its asynchronous copies are on their way");
     me.groups.clear();
-    release(&me.arrived);
+    release(&block.ended_);
     block.wait(ThreadState::kReturned);
   }
 }
@@ -218,9 +217,10 @@ int Block::barrier(const char* site, bool vote) {
   Thread& me = *running_;
   me.site = site;
   me.vote = vote;
-  release(&me.arrived);
+  void* const meeting = barriers_.next();
+  release(meeting);
   wait(ThreadState::kAtBarrier);
-  acquire(&me.opened);
+  acquire(meeting);
   return votes_;
 }
 
@@ -233,7 +233,9 @@ void Block::warp_meet(uint32_t mask, Combine combine, bool orders_memory) {
   me.mask = mask;
   me.operation = combine;
   set_state(me, ThreadState::kAtWarpOperation);
-  if (orders_memory) release(&me.arrived);
+  Meetings& meetings = threads_[first + __builtin_ctz(mask)].meetings;
+  void* const meeting = meetings.next();
+  if (orders_memory) release(meeting);
   Lanes lanes{};
   bool complete = true;
   for (int i = 0; i < kWarp; ++i) {
@@ -248,18 +250,16 @@ void Block::warp_meet(uint32_t mask, Combine combine, bool orders_memory) {
   }
   if (!complete) {
     wait(ThreadState::kAtWarpOperation);
-    if (orders_memory) acquire(&me.opened);
+    if (orders_memory) acquire(meeting);
     return;
-  }
-  for (int i = 0; i < kWarp; ++i) {
-    if (orders_memory && lanes[i] != nullptr) acquire(&threads_[first + i].arrived);
   }
   combine(lanes);
   for (int i = 0; i < kWarp; ++i) {
-    if (lanes[i] == nullptr) continue;
-    if (orders_memory) release(&threads_[first + i].opened);
-    set_state(threads_[first + i], ThreadState::kReady);
+    if (lanes[i] != nullptr) set_state(threads_[first + i], ThreadState::kReady);
   }
+  if (!orders_memory) return;
+  acquire(meeting);
+  ++meetings.held;
 }
 
 void Block::fault(const std::string& what) {

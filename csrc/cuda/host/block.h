@@ -35,6 +35,16 @@ using Lanes = std::array<Exchange*, kWarp>;
 // Called once, by the last lane to arrive.
 using Combine = void (*)(const Lanes& lanes);
 
+// Addresses that order memory accesses, for ThreadSanitizer: what comes before a meeting is released to it, and
+// acquired by all who go on. Two in turn, as the first to go on may come to the next meeting before the last has gone
+// on.
+struct Meetings {
+  char places[2] = {0, 0};
+  unsigned held = 0;
+
+  void* next() { return &places[held % 2]; }
+};
+
 struct Thread {
   Context context;
   ThreadPlace place;
@@ -46,16 +56,19 @@ struct Thread {
   Combine operation = nullptr;
   Exchange exchange;
   std::vector<PendingCopy> copies;
-  std::vector<int> groups;       // copies of each committed group, oldest first
-  bool fenced = false;           // has passed a __threadfence()
-  bool started = false;          // its fiber exists and will take up another block
-  char arrived = 0, opened = 0;  // addresses that order memory accesses at barriers, for ThreadSanitizer
+  std::vector<int> groups;  // copies of each committed group, oldest first
+  bool fenced = false;      // has passed a __threadfence()
+  bool started = false;     // its fiber exists and will take up another block
+  Meetings meetings;        // of the groups of lanes of which this is the first
 };
 
 class Block {
  public:
   Block();
   ~Block();
+
+  // To be called on a thread of the operating system before it runs blocks.
+  void adopt_thread();
 
   // Runs one block to its end. Returns what went wrong, empty if nothing did.
   std::string run(const KernelCall& call, dim3 grid, dim3 block, uint3 place, size_t shared_bytes, uint64_t seed);
@@ -87,6 +100,8 @@ class Block {
 
   std::unique_ptr<Thread[]> threads_;
   int count_ = 0, votes_ = 0;
+  Meetings barriers_;
+  char begun_ = 0, ended_ = 0;                          // as in Meetings, of a block's run
   std::array<uint32_t, kMostThreads / kWarp> ready_{};  // lanes of each warp
   Thread* running_ = nullptr;
   Context scheduler_;

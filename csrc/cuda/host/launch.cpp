@@ -21,8 +21,8 @@ constexpr size_t kSharedWithoutAsking = 48 << 10;
 // What a thread of the operating system keeps between launches. Never freed: threads that launch live long.
 struct Launcher {
   cudaError_t error = cudaSuccess;
-  std::string message;  // of the last failed launch
-  std::unique_ptr<Block> block;
+  std::string message;                         // of the last failed launch
+  std::vector<std::unique_ptr<Block>> blocks;  // one for each thread that shares a launch: fibers are dear
 };
 
 char nobody;
@@ -84,7 +84,11 @@ void run_kernel(const KernelCall& call, dim3 grid, dim3 block, size_t shared_byt
   const uint64_t workers = std::min<uint64_t>(blocks, static_cast<uint64_t>(std::max(now.os_threads, 1)));
   std::vector<std::string> faults(workers);
   bool stop = false;
-  const auto work = [&](uint64_t worker, Block& fibers) {
+  Launcher& mine = launcher();
+  while (mine.blocks.size() < workers) mine.blocks.push_back(std::make_unique<Block>());
+  const auto work = [&](uint64_t worker) {
+    Block& fibers = *mine.blocks[worker];
+    fibers.adopt_thread();
     for (uint64_t i = worker; i < blocks && !__atomic_load_n(&stop, __ATOMIC_RELAXED); i += workers) {
       const uint64_t number = static_cast<uint64_t>(static_cast<unsigned __int128>(i + now.seed) * stride % blocks);
       const uint3 place{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
@@ -94,17 +98,10 @@ void run_kernel(const KernelCall& call, dim3 grid, dim3 block, size_t shared_byt
     }
   };
   if (workers == 1) {
-    Launcher& mine = launcher();
-    if (mine.block == nullptr) mine.block = std::make_unique<Block>();
-    work(0, *mine.block);
+    work(0);
   } else {
     std::vector<std::thread> threads;
-    for (uint64_t worker = 0; worker < workers; ++worker) {
-      threads.emplace_back([&, worker] {
-        Block fibers;
-        work(worker, fibers);
-      });
-    }
+    for (uint64_t worker = 0; worker < workers; ++worker) threads.emplace_back(work, worker);
     for (std::thread& thread : threads) thread.join();
   }
   for (const std::string& fault : faults) {

@@ -1,0 +1,42 @@
+#include "cuda/spmm_bsr.h"
+
+#include "bindings/cuda/binding.h"
+#include "bindings/cuda/block_view.h"
+#include "bindings/cuda/tf32.h"
+
+namespace snipkern::cuda {
+namespace {
+
+Tensor spmm_bsr_cuda(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& topology,
+                     int64_t rows, int64_t cols, int64_t block_height, int64_t block_width, bool transpose) {
+  constexpr const char* kOp = "spmm_bsr";
+  const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
+  require_float(kOp, "x", x);
+  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
+  require_values(kOp, values, x, "x");
+  require_bias(kOp, bias, outputs, x);
+  const BlockIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
+  const CallSite site(x);
+  const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
+  const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
+  Tensor y = new_output(x, {x.size(0), outputs});
+  SpmmBsr call{};
+  call.dtype = kernel_dtype(kOp, x);
+  call.allow_tf32 = tf32_permission();
+  call.x = x_rows.const_data_ptr();
+  call.values = kept.const_data_ptr();
+  call.bias = bias.has_value() ? offsets.const_data_ptr() : nullptr;
+  call.index = index;
+  call.transpose = transpose;
+  call.batch = x.size(0);
+  call.y = y.mutable_data_ptr();
+  Tensor scratch = new_scratch(x, spmm_bsr_scratch(call));
+  call.scratch = scratch.mutable_data_ptr();
+  require_launched(kOp, spmm_bsr(call, site.stream()));
+  return y;
+}
+
+}  // namespace
+}  // namespace snipkern::cuda
+
+SNIPKERN_CUDA_LIBRARY(m) { m.impl("spmm_bsr", TORCH_BOX(&snipkern::cuda::spmm_bsr_cuda)); }
