@@ -40,6 +40,8 @@ gpu-compile: $(GPU_VENV)/.stamps/$(GPU_TORCH) ## Build the CUDA kernels for a Py
 	CUDA_HOME=$$(echo $(GPU_CUDA)) SNIPKERN_CUDA=only \
 	  $(GPU_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(GPU_BIN)/python -m pytest -p no:cacheprovider tests/cuda/compiled_for_cuda.py tests/cuda/test_fake_cuda.py
+	$(GPU_BIN)/python tests/triton_kernels/compiled_bsr.py --all >build/triton.json
+	@echo "$$(wc -l <build/triton.json) Triton kernels compiled, every candidate of autotuning for every architecture"
 
 lint: $(STAMPS)/lint ## Check style and types: ruff, pyright, clang-format
 	$(BIN)/ruff check .

@@ -12,6 +12,9 @@ WINDOW = [1, 1], [1, 0], [1, 1]  # stride, padding, dilation
 SIZE, OUT = [6, 7], [6, 5]
 CPU = torch.device("cpu")
 
+#: Operands that stay on the CPU wherever the others are: {op: their place}.
+STAYING = {"saliency_sample_many": 2}
+
 
 def block_mask(rows, cols):
     grid = torch.zeros(rows // BLOCK[0], cols // BLOCK[1], dtype=torch.bool)
@@ -33,6 +36,7 @@ def calls(dtype):
     image, out, taps = new(BATCH, 2, *SIZE), new(BATCH, 4, *OUT), new(conv_nnz)
     size = ROWS, COLS
     weight, gradient, words = new(ROWS, COLS), new(ROWS, COLS), torch.arange(4)
+    pairs = [weight, new(7), new(2, 3, 4)], [gradient, new(7), new(2, 3, 4)]
     scales = torch.rand(ROWS), torch.rand(COLS)
     weighing = 0, *scales
     return {
@@ -53,6 +57,10 @@ def calls(dtype):
         "saliency_histogram": (weight, gradient, 0, INFINITY_KEY, 20, *weighing),
         "saliency_mask": (weight, gradient, 10**9, 0, *weighing),
         "saliency_resolve_": (words, torch.arange(3, dtype=torch.int32), torch.arange(3), 1, 1),
+        "saliency_sample_many": (*pairs, torch.tensor([0, 200]), 8, 0),
+        "saliency_partition_many": (*pairs, 0, INFINITY_KEY, 1000, 0),
+        "saliency_histogram_many": (*pairs, 0, INFINITY_KEY, 20, 0),
+        "saliency_mask_many": (*pairs, 10**9, 0, 0),
         "saliency_block_sums": (weight, gradient, *BLOCK, torch.randperm(ROWS), torch.randperm(COLS), *weighing),
         "saliency_sweep": (weight, gradient, scales[1], 0),
         "zero_pruned": (weight, words),

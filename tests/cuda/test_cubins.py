@@ -15,12 +15,23 @@ REGISTERS = 65536  # of a multiprocessor
 # Static shared memory; more is dynamic, which the harness that runs the kernels on the CPU holds to each GPU's limit.
 STATIC_SHARED = 49152
 
-WIDE_LOAD = r"LDG\.E\.128"
+WIDE_LOAD, WIDE_STORE = r"LDG\.E\.128", r"STG\.E\.128"
 COPIES = r"LDGSTS\..*\.128"  # cp.async, 16 bytes at a time
 FRAGMENTS = r"LDSM\."
 #: (name, template arguments and parameters) -> what the kernel's inner loop must be made of. The first match counts.
+BLOCK_PRODUCTS = "(spmm|sddmm|conv2d)_bsr.*_kernel|patch_grad_kernel"
 FAMILIES = {
-    ("planted", ""): (),
+    (BLOCK_PRODUCTS, "HalfMath"): (COPIES, FRAGMENTS, r"HMMA\.16816\.F32"),
+    (BLOCK_PRODUCTS, "Tf32Math"): (COPIES, r"HMMA\.1688\.F32\.TF32"),
+    (BLOCK_PRODUCTS, "FmaMathIf"): (COPIES, "FFMA"),
+    (BLOCK_PRODUCTS, "FmaMathId"): (COPIES, "DFMA"),
+    ("csr_product|csr_gradient", "FeatureMajor"): (WIDE_LOAD,),
+    ("csr_product|csr_gradient", "Conv"): (),  # each tap of a window lies elsewhere
+    ("zero_pruned_kernel", "AccessE[01]"): (WIDE_LOAD, WIDE_STORE),
+    ("zero_pruned_kernel", "AccessE2"): (WIDE_STORE,),  # from memory that is not aligned
+    # What moves data, or adds a few partial sums.
+    (r"add_gradient_parts|gather_\w+|invert_places_kernel|turn_feature_major", ""): (),
+    (r"feature_sums_kernel|fold_patches_kernel|join_\w+_kernel", ""): (),
 }
 LACKING = nvcc.lacking()
 
