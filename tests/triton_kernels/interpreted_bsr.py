@@ -147,7 +147,10 @@ def test_candidates_are_timed_once_for_each_dtype_block_and_bucket(monkeypatch):
     expected = layer.dense(lambda tensor: tensor)[0]
     tuned = tuning.Tuned(spmm_bsr.product_kernel, "BATCH", "ROWS", tuning.SAMPLE_TILES)
     monkeypatch.setattr(spmm_bsr, "PRODUCT", tuned)
-    monkeypatch.setattr(tuning, "timing_allowed", lambda: True)
+    assert not tuning.choice_allowed(True)
+    monkeypatch.setattr(tuning, "is_interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    capturing = False
     timed = []
 
     def clock(call, quantiles):
@@ -162,6 +165,11 @@ def test_candidates_are_timed_once_for_each_dtype_block_and_bucket(monkeypatch):
         y = spmm_bsr.spmm_bsr(layer.x, *args)
         torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-2)
         assert len(timed) == 3 and tuner.best_config.kwargs["BATCH"] == 16
+    capturing = True
+    for samples in (33, 20):
+        spmm_bsr.spmm_bsr(layer.x[:samples], *args)
+        assert len(timed) == 3 and tuner.best_config.kwargs["BATCH"] == 16
+    capturing = False
     spmm_bsr.spmm_bsr(layer.x[:20], *args)
     assert len(timed) == 5 and [key[:4] for key in tuner.cache] == [(16, 16, "ieee", 64), (16, 16, "ieee", 32)]
 
