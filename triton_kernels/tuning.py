@@ -33,7 +33,7 @@ PIXEL_TILES: Tiles = (
 )
 WINDOW_PLACE_TILES: Tiles = (
     (128, 64, 8, 3),
-    (64, 64, 4, 3),
+    (64, 64, 8, 3),
     (32, 64, 4, 3),
 )
 KEY = ("HEIGHT", "WIDTH", "PRECISION")  # constants that a choice is for
