@@ -23,9 +23,6 @@ from snipkern.triton_kernels.bsr_index import find_run_tile
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
-# Linear layers
-
-
 LAYERS = {
     # block, shape, batch, dtype, on an ordered grid
     "one and a half tiles": ((16, 16), (40, 70), 19, F32, False),
