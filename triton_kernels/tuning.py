@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 #: Candidates: size of a tile's free side, bytes of a row of a step, warps, stages. The likely best for much work first.
 Tiles = Sequence[tuple[int, int, int, int]]
@@ -32,9 +33,10 @@ PIXEL_TILES: Tiles = (
 )
 WINDOW_PLACE_TILES: Tiles = (
     (128, 64, 8, 3),
-    (64, 64, 4, 3),
+    (64, 64, 8, 3),
     (32, 64, 4, 3),
 )
+KEY = ("HEIGHT", "WIDTH", "PRECISION")  # constants that a choice is for
 LEAST_SIDE = 16  # of a tile; smaller blocks are padded
 LARGEST_BUCKET = 4096
 MOST_SUMS, LEAST_SUMS = 128, 2  # of a thread, in registers
@@ -42,15 +44,21 @@ MOST_SUMS, LEAST_SUMS = 128, 2  # of a thread, in registers
 SHARED_MEMORY = 166_912
 
 
+def is_exact(dtype: torch.dtype, precision: str) -> bool:
+    """Whether operands are multiplied one by one; float64's tensor cores are as narrow."""
+    return dtype == torch.float64 or (dtype == torch.float32 and precision == "ieee")
+
+
 def most_sums(dtype: torch.dtype, precision: str) -> int:
-    """Sums that a thread may hold. Without tensor cores it holds its part of the operands in registers too."""
-    exact = dtype == torch.float64 or (dtype == torch.float32 and precision == "ieee")
-    return MOST_SUMS // 4 if exact else MOST_SUMS
+    """Sums that a thread may hold, beside its part of the operands, which are wider the less they are rounded."""
+    if is_exact(dtype, precision):
+        return MOST_SUMS // 4
+    return MOST_SUMS // 2 if dtype == torch.float32 else MOST_SUMS
 
 
 def side_tile(side: int, dtype: torch.dtype, precision: str) -> int:
     """How much of a block's side a program takes: all of it unless that is too much for registers."""
-    most = 128 if most_sums(dtype, precision) == MOST_SUMS else 64
+    most = 64 if is_exact(dtype, precision) else 128
     return min(max(triton.next_power_of_2(side), LEAST_SIDE), most)
 
 
@@ -62,9 +70,10 @@ def bucket(size: int) -> int:
 class Tuned:
     """A kernel and the candidates for its tile.
 
-    Which candidate is best is found by timing them when a dtype, block and bucket of sizes first comes, which waits for
-    the device. Where that must not be (a CUDA graph is being captured, or results have to be the same in every process:
-    ``torch.use_deterministic_algorithms``), the first candidate that fits is taken. On one device a choice is kept.
+    Which candidate is best is found by timing them when dtypes, a block and a bucket of sizes first come, which waits
+    for the device; the choice is kept. While a CUDA graph is captured nothing is timed, and where results have to be
+    the same in every process (``torch.use_deterministic_algorithms``) nothing ever is: the first candidate that fits
+    serves.
 
     Args:
         kernel: Takes ``bucket`` and, as constants, ``HEIGHT``, ``WIDTH``, ``PRECISION``, ``DEPTH`` and both sides.
@@ -78,6 +87,7 @@ class Tuned:
         self.kernel, self.free, self.side = kernel, free, side
         self.tiles, self.most = tiles, most
         self.tuners: dict[int, Any] = {}
+        self.timed: set[str] = set()
 
     def configs(self, itemsize: int) -> list[triton.Config]:
         return [
@@ -112,7 +122,9 @@ class Tuned:
         """
         operand = arguments[0]
         arguments = (*arguments, bucket(size))
-        if timing_allowed():
+        call = [constants[name] for name in KEY], bucket(size), [a.dtype for a in arguments if isinstance(a, Tensor)]
+        if choice_allowed(str(call) in self.timed):
+            self.timed.add(str(call))
             self.tuner(operand.dtype)[grid](*arguments, **constants)
             return
         config = self.fitting(operand.dtype, constants, bucket(size), device_shared_memory(operand.device))[0]
@@ -129,16 +141,21 @@ class Tuned:
 
             self.tuners[dtype.itemsize] = triton.autotune(
                 self.configs(dtype.itemsize),
-                key=["HEIGHT", "WIDTH", "PRECISION", "bucket"],
+                key=[*KEY, "bucket"],
                 prune_configs_by={"early_config_prune": prune},
             )(self.kernel)
         return self.tuners[dtype.itemsize]
 
 
-def timing_allowed() -> bool:
-    if triton.knobs.runtime.interpret or torch.are_deterministic_algorithms_enabled():
+def is_interpreting() -> bool:
+    return triton.knobs.runtime.interpret
+
+
+def choice_allowed(timed: bool) -> bool:
+    """Whether the best candidate may serve, given that it is known already or not."""
+    if is_interpreting() or torch.are_deterministic_algorithms_enabled():
         return False
-    return not torch.cuda.is_current_stream_capturing()
+    return timed or not torch.cuda.is_current_stream_capturing()
 
 
 def device_shared_memory(device: torch.device) -> int:

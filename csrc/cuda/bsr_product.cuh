@@ -64,22 +64,22 @@ __device__ void multiply(Wide& wide, Narrow& narrow, int32_t steps, const Out& o
   constexpr int kStage = Wide::Tile::kElements + Narrow::Tile::kElements;
   SNIPKERN_DYNAMIC_SHARED(unsigned char, shared);
   T* const stages = reinterpret_cast<T*>(shared);
-  Math math;
-  // One loop from before the first product on, rather than the first loads and then a loop: loaders are long.
-#pragma unroll 1
-  for (int32_t step = 1 - kStages; step < steps; ++step) {
-    if (step >= 0) {
-      copy_async_wait<kStages - 2>();
-      __syncthreads();
-    }
-    // Into the stage that all threads have multiplied before this barrier.
-    const int32_t next = step + kStages - 1;
-    if (next < steps) {
-      T* const stage = stages + next % kStages * kStage;
-      wide.load(stage, next);
-      narrow.load(stage + Wide::Tile::kElements, next);
+  const auto bring = [&](int32_t step) {
+    if (step < steps) {
+      T* const stage = stages + step % kStages * kStage;
+      wide.load(stage, step);
+      narrow.load(stage + Wide::Tile::kElements, step);
     }
     copy_async_commit();
+  };
+  Math math;
+  // The first loads are rounds of the same loop, so that loaders, which are long, stand in the code once.
+#pragma unroll 1
+  for (int32_t step = 1 - kStages; step < steps; ++step) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();
+    // Into the stage that all threads have multiplied before this barrier.
+    bring(step + kStages - 1);
     if (step < 0) continue;
     const T* const stage = stages + step % kStages * kStage;
     math.template step<typename Wide::Tile, typename Narrow::Tile>(stage, stage + Wide::Tile::kElements);

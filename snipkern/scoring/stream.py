@@ -150,16 +150,17 @@ def repeatable(parameters: Sequence[Tensor]) -> Generator[None]:
         yield
         return
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling, cudnn = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn
+    settings: Any = torch.utils.deterministic
+    filling, cudnn = settings.fill_uninitialized_memory, torch.backends.cudnn
     try:
         torch.use_deterministic_algorithms(True, warn_only=was[1] or not was[0])
-        torch.utils.deterministic.fill_uninitialized_memory = False  # finds mistakes, and costs a write
+        settings.fill_uninitialized_memory = False  # finds mistakes, and costs a write
         # Trying algorithms out may come to another one in each pass.
         with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
             yield
     finally:
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        settings.fill_uninitialized_memory = filling
 
 
 def agreed_loss(loss_of: Callable[[], Any], pool: Sequence[Prunable], ranks: Ranks, cut: Cut | None) -> Tensor:

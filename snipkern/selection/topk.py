@@ -29,7 +29,7 @@ from snipkern.selection import passes
 from snipkern.selection.joined import Joined, joined
 from snipkern.selection.key_bins import bin_of, bins_of, pieces_of, places
 from snipkern.selection.passes import Part, Shown, Weighing
-from snipkern.selection.sources import Counts, Ranks, Source
+from snipkern.selection.sources import Alone, Counts, Ranks, Source
 
 __all__ = ["top_words"]
 
@@ -129,7 +129,7 @@ def top_words(
     Raises:
         ValueError: For a weight or gradient that is not finite, on all ranks; for scales that make one so.
     """
-    whole = joined(source) if ranks.size == 1 and scales is None else None
+    whole = joined(source) if isinstance(ranks, Alone) and scales is None else None
     search = Search(whole or source, ranks, total, kept, score, scales)
     words = _words(search)
     return words if whole is None else whole.split(words[0])

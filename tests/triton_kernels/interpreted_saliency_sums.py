@@ -23,8 +23,8 @@ def seed():
 @pytest.fixture(autouse=True)
 def few_ahead(monkeypatch):
     """Programs without most of the loads that run ahead: interpreted, they take their time."""
-    monkeypatch.setattr(saliency_sums, "AHEAD", 2)
-    monkeypatch.setattr(saliency_sums, "ALONG_AHEAD", 2)
+    monkeypatch.setattr(saliency_sums, "AHEAD", 1)
+    monkeypatch.setattr(saliency_sums, "ALONG_AHEAD", 1)
 
 
 def pair(shape, dtypes=(torch.float32, torch.float32)):
@@ -61,8 +61,8 @@ def test_blocks(block, monkeypatch):
 def test_as_launched(monkeypatch):
     """In one band, and with all the loads ahead."""
     monkeypatch.undo()
-    check("saliency_block_sums", *pair((37, 83)), 9, 9)
-    check("saliency_sweep", *pair((33, 40)), torch.rand(40))
+    check("saliency_block_sums", *pair((18, 83)), 9, 9)
+    check("saliency_sweep", *pair((17, 40)), torch.rand(40))
 
 
 def test_more_columns_than_a_program_takes():
@@ -108,7 +108,7 @@ def test_orders_that_are_no_permutations():
             saliency.OPS["saliency_block_sums"](weight, weight, 2, 2, torch.tensor(order))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (37, 3), (2, 140)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (37, 3), (2, 140)], ids=str)
 def test_sweep(shape):
     weight, gradient = pair(shape)
     col_scale = torch.rand(shape[1])
@@ -119,7 +119,7 @@ def test_sweep(shape):
 def test_sweep_in_bands(monkeypatch):
     monkeypatch.setattr(saliency_sums, "BAND", 0)
     monkeypatch.setattr(saliency_sums, "SWEEP_ROWS", 2)
-    check("saliency_sweep", *pair((16 * 5 + 3, 20)), torch.rand(20))
+    check("saliency_sweep", *pair((16 * 2 + 3, 20)), torch.rand(20))
 
 
 @pytest.mark.parametrize("dtypes", [(DTYPES[1], DTYPES[0]), (DTYPES[2], DTYPES[3])], ids=str)
@@ -132,10 +132,3 @@ def test_sweep_dtypes(dtypes):
 def test_sweep_of_nothing():
     check("saliency_sweep", torch.ones(0, 3), torch.ones(0, 3), torch.tensor([1.0, 0, 2]))
     check("saliency_sweep", torch.ones(3, 0), torch.ones(3, 0), torch.ones(0))
-
-
-def test_sweeps_in_a_row():
-    weight, gradient = pair((20, 17))
-    col = torch.ones(17)
-    for _ in range(2):
-        _, col = check("saliency_sweep", weight, gradient, col)

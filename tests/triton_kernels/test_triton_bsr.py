@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, needs_triton]
 
 
 def test_interpreted():
-    run_interpreted("interpreted_bsr", "interpreted_bsr_mutants", "interpreted_zero_pruned")
+    run_interpreted("interpreted_bsr", "interpreted_conv2d_bsr", "interpreted_bsr_mutants", "interpreted_zero_pruned")
 
 
 @needs_linux

@@ -31,4 +31,4 @@ def test_compiled(tmp_path):
 def test_compiled_for_amd(tmp_path):
     """Every kernel; Triton says nothing of what the machine code needs."""
     pytest.importorskip("triton.backends.amd", reason="this Triton has no compiler for AMD's GPUs")
-    assert len(run_compiled("compiled_saliency", tmp_path, "amd")) == 16
+    assert len(run_compiled("compiled_saliency", tmp_path, "amd")) == 12
