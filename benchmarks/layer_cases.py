@@ -26,6 +26,7 @@ __all__ = [
     "build_threads",
     "chosen",
     "sweep_name",
+    "wrong",
 ]
 
 SUBJECT = "snipkern"
@@ -52,7 +53,7 @@ def chosen(layer: Layer) -> dict[str, str]:
 def build(shape: Shape, density: float) -> Built:
     """Everything that can compute this layer, with what it cannot do said in notes."""
     layer = Layer(shape, density)
-    half = layer.cast(torch.bfloat16)
+    half = layer.to(torch.bfloat16)
     dense = {"torch": layer.torch_default}
     if shape.kind == "linear":
         dense |= {"onednn": layer.onednn, "tuned": layer.tuned, "torch csr": layer.torch_csr}
@@ -71,7 +72,7 @@ def build(shape: Shape, density: float) -> Built:
     facts["operations"] = {SUBJECT: shape.operations(layer.mask)}
     facts["choices"] = {f"{SUBJECT} bf16": chosen(half)}
     for block, blocked in _blocked(shape, density).items():
-        name, narrow = f"{SUBJECT} {block_name(block)}", blocked.cast(torch.bfloat16)
+        name, narrow = f"{SUBJECT} {block_name(block)}", blocked.to(torch.bfloat16)
         makers[name] = (blocked, blocked.sparse)
         makers[f"{name} bf16"] = (blocked, narrow.sparse)
         facts["operations"][name] = shape.operations(blocked.mask)
@@ -98,21 +99,25 @@ def _right_ones(makers: dict[str, tuple[Layer, Callable[[], Step]]], notes: list
         except Exception as error:
             notes.append(f"{name} cannot do it: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
             continue
-        wrong = _wrong(found, reference)
-        if wrong:
-            notes.append(f"{name} is left out, its {wrong}")
+        off = wrong(found, reference)
+        if off:
+            notes.append(f"{name} is left out, its {off}")
         else:
             contenders[name] = step
     return contenders
 
 
-def _wrong(found: Sequence[Tensor], reference: Sequence[Tensor]) -> str | None:
-    """What is not as dense torch computes it, if anything: y and, where it comes as a plain tensor, dx."""
+def wrong(found: Sequence[Tensor], reference: Sequence[Tensor], tolerance: float | None = None) -> str | None:
+    """What is not as dense torch computes it, if anything: y and, where it comes as a plain tensor, dx.
+
+    Args:
+        tolerance: For another one than the dtype's.
+    """
     for what, got, want in zip(("y", "dx"), found, reference, strict=False):
         plain = (got if got.layout == torch.strided else got.to_dense()).detach()
         largest = want.detach().abs().max().clamp_min(1e-12)
         error = float((plain.float() - want.detach()).abs().max() / largest)
-        if not error <= TOLERANCE[plain.dtype]:
+        if not error <= (tolerance or TOLERANCE[plain.dtype]):
             return f"{what} is off by {error:.1e} of its largest element"
     return None
 
@@ -120,7 +125,7 @@ def _wrong(found: Sequence[Tensor], reference: Sequence[Tensor]) -> str | None:
 def build_products(shape: Shape, density: float) -> Built:
     """The three products of one layer, each on its own: "forward snipkern", "input gradient torch", ..."""
     layer = Layer(shape, density)
-    half = layer.cast(torch.bfloat16)
+    half = layer.to(torch.bfloat16)
     modules = {
         SUBJECT: (layer, layer.sparse_module()),
         "torch": (layer, layer.dense),

@@ -108,12 +108,12 @@ class Layer:
         self.x = shape.input()
         self.dy = torch.randn_like(self.dense(self.x))
 
-    def cast(self, dtype: torch.dtype) -> Layer:
-        """The same layer in another dtype."""
+    def to(self, where: torch.dtype | torch.device) -> Layer:
+        """The same layer in another dtype or on another device."""
         other = object.__new__(Layer)
         other.shape, other.block, other.mask = self.shape, self.block, self.mask
-        other.dense = copy.deepcopy(self.dense).to(dtype)
-        other.x, other.dy = self.x.to(dtype), self.dy.to(dtype)
+        other.dense = copy.deepcopy(self.dense).to(where)
+        other.x, other.dy = self.x.to(where), self.dy.to(where)
         return other
 
     def sparse_module(self) -> nn.Module:

@@ -59,7 +59,7 @@ class Trained:
         index: list[Tensor] = []
         for module in self.model.modules():
             if isinstance(module, sk.nn.SparseLinear | sk.nn.SparseConv2d):
-                index += [module.topology.on(torch.device("cpu")), module.mask.words]
+                index += module.topology.held(torch.device("cpu"))
             for guard in guards(module).values():
                 index += [guard.pruned(torch.device("cpu")), guard.mask.words]
         return {

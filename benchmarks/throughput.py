@@ -8,6 +8,7 @@
     python benchmarks/throughput.py --plot out.png            a picture of densities and layers
     python benchmarks/throughput.py --show out.json           its tables (and --plot) again, measuring nothing
     python benchmarks/throughput.py --quick                   tiny sizes: does everything run?
+    python benchmarks/throughput.py --device cuda --json out.json    layers, steps, memory and selection on a GPU
 
 All that is compared is timed in turns in one process. Read the ratios: absolute times are this machine's, today.
 Run it on a quiet machine; the load average is printed and saved. See benchmarks/README.md.
@@ -16,6 +17,7 @@ Run it on a quiet machine; the load average is printed and saved. See benchmarks
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -23,6 +25,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import accelerator
+import gpu_cases
+import gpu_tables
 import machine
 import plot
 import tables
@@ -40,28 +45,38 @@ LIMITED = ("layers", "products")
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups = f"comma-separated, of {', '.join(GROUPS)}; or all (default: {', '.join(DEFAULT)})"
-    parser.add_argument("--cases", type=_groups, default=DEFAULT, help=groups)
+    groups = (
+        f"comma-separated, of {', '.join(GROUPS)}; or all (default: {', '.join(DEFAULT)}); with --device cuda of"
+        f" {', '.join(gpu_cases.GROUPS)} (default: {', '.join(gpu_cases.DEFAULT)})"
+    )
+    parser.add_argument("--cases", help=groups)
     parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of a run that --json wrote")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw densities and layers there (PNG, SVG, PDF)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few repetitions")
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu: this release has no kernels for another")
-    return parser.parse_args(arguments)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
+    args = parser.parse_args(arguments)
+    try:
+        args.cases = _groups(args.cases, args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.device == "cuda" and not args.show:
+        if reason := accelerator.missing():
+            parser.error(f"--device cuda needs a CUDA device ({reason})")
+        if args.plot:
+            parser.error("--plot draws runs of the CPU (got --device cuda)")
+    return args
 
 
-def _device(text: str) -> str:
-    if text != "cpu":
-        raise argparse.ArgumentTypeError(f"device must be cpu: this release has kernels for no other (got {text!r})")
-    return text
-
-
-def _groups(text: str) -> tuple[str, ...]:
-    chosen = GROUPS if text == "all" else tuple(text.split(","))
-    unknown = [name for name in chosen if name not in GROUPS]
+def _groups(text: str | None, device: str) -> tuple[str, ...]:
+    known, default = (gpu_cases.GROUPS, gpu_cases.DEFAULT) if device == "cuda" else (GROUPS, DEFAULT)
+    chosen = default if text is None else known if text == "all" else tuple(text.split(","))
+    unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"cases must be of {', '.join(GROUPS)} (got {', '.join(map(repr, unknown))})")
+        raise ValueError(f"cases must be of {', '.join(known)} (got {', '.join(map(repr, unknown))})")
+    if text is None or device == "cuda":
+        return chosen
     if "selection" in chosen and "sweep" not in chosen:
         chosen = (*chosen, "sweep")
     # Without the processor's limits these could not say what share of them they reach.
@@ -74,9 +89,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def measure(args: argparse.Namespace, console: Console) -> list[Result]:
-    """Runs the chosen cases under a progress bar."""
-    chosen = cases(args.cases, args.quick)
+def measure(args: argparse.Namespace, console: Console, gpu: Any = None) -> list[Result]:
+    """Runs the chosen cases under a progress bar.
+
+    Args:
+        gpu: An :class:`accelerator.Cuda`, or what stands in for one; None: the CPU's cases.
+    """
+    chosen = cases(args.cases, args.quick) if gpu is None else gpu_cases.cases(args.cases, gpu, args.quick)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results: list[Result] = []
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
@@ -84,7 +103,8 @@ def measure(args: argparse.Namespace, console: Console) -> list[Result]:
         for case in chosen:
             # No refreshing thread: it would take turns with what is timed.
             progress.update(task, description=f"{case.group}: {case.name}", refresh=True)
-            results.append(run(case, QUICK if args.quick else NORMAL))
+            watch = None if gpu is None else gpu.cold if case.group in gpu_cases.COLD else gpu.running
+            results.append(run(case, QUICK if args.quick else NORMAL, watch))
             progress.advance(task)
             progress.refresh()
     return results
@@ -99,6 +119,13 @@ def document(results: Sequence[Result], args: argparse.Namespace, before: dict[s
         "seconds": round(seconds, 1),
         "arguments": {"cases": list(args.cases), "quick": args.quick, "device": args.device},
         "results": [asdict(result) for result in results],
+        **({} if args.device == "cuda" else judged(results)),
+    }
+
+
+def judged(results: Sequence[Result]) -> dict[str, Any]:
+    """What follows from the CPU's figures."""
+    return {
         "auto_misjudged": [asdict(judgement) for judgement in judgements(results)],
         "acceptance": [asdict(verdict) for verdict in acceptance(results)],
     }
@@ -114,6 +141,8 @@ def saved(content: dict[str, Any]) -> list[Result]:
 
 def headline(found: dict[str, Any]) -> str:
     """One line about the machine."""
+    if "device" in found:
+        return gpu_tables.headline(found)
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['isa'] or 'no compiled'} kernels, torch {found['torch']}"
         f" with {found['threads']} threads, {found['date']}, load average {found['load_average']}"
@@ -127,7 +156,12 @@ def show(path: Path, picture: Path | None, console: Console) -> None:
         raise SystemExit(f"throughput: {path} must be of format {FORMAT} (got {content.get('format')!r})")
     console.print(headline(content["machine"]), highlight=False)
     results = saved(content)
-    tables.show(results, console)
+    on_gpu = "device" in content["machine"]
+    (gpu_tables if on_gpu else tables).show(results, console)
+    if picture and on_gpu:
+        raise SystemExit(
+            f"throughput: --plot draws runs of the CPU (got one of {content['machine']['device']['name']})"
+        )
     if picture:
         plot.save(results, picture, headline(content["machine"]))
 
@@ -142,12 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if args.threads:
         torch.set_num_threads(args.threads)
-    before = machine.describe()
+    gpu = accelerator.Cuda() if args.device == "cuda" else None
+    before = machine.describe() | ({} if gpu is None else {"device": gpu.describe()})
     console.print(headline(before), highlight=False)
     start = time.perf_counter()
-    results = measure(args, console)
+    with contextlib.nullcontext() if gpu is None else accelerator.tf32(False):
+        results = measure(args, console, gpu)
     seconds = time.perf_counter() - start
-    tables.show(results, console)
+    (tables if gpu is None else gpu_tables).show(results, console)
+    if gpu is not None:
+        before["device"]["afterwards"] = gpu.clocks()
     console.print(f"{len(results)} cases in {seconds:.0f} s, load average afterwards {machine.load_average()}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-__all__ = ["NORMAL", "QUICK", "Effort", "Timing", "interleave"]
+__all__ = ["NORMAL", "QUICK", "Effort", "Measure", "Timing", "interleave"]
+
+#: Seconds per call of a function that is called so many times.
+Measure = Callable[[Callable[[], object], int], float]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def interleave(
     contenders: Mapping[str, Callable[[], object]],
     effort: Effort = NORMAL,
     clock: Callable[[], float] = time.perf_counter,
+    measure: Measure | None = None,
 ) -> dict[str, Timing]:
     """Times functions in turns, A B C A B C ..., after warm-up calls of each.
 
@@ -59,11 +64,13 @@ def interleave(
         contenders: Functions without arguments, by name; what they return is dropped inside the measured time.
         effort: How long to measure.
         clock: Seconds, rising.
+        measure: How a sample is taken, if not by the clock.
     """
+    measure = measure or partial(_measure, clock=clock)
     calls: dict[str, int] = {}
     samples: dict[str, int] = {}
     for name, function in contenders.items():
-        once = [_measure(function, 1, clock) for _ in range(effort.warm_up)][-1]
+        once = [measure(function, 1) for _ in range(effort.warm_up)][-1]
         once = max(once, 1e-9)
         calls[name] = max(1, math.ceil(effort.sample / once))
         wanted = int(effort.seconds / (once * calls[name]))
@@ -78,7 +85,7 @@ def interleave(
             for name, function in contenders.items():
                 due = (turn + 1) * samples[name] // rounds > turn * samples[name] // rounds
                 if due:
-                    seconds[name].append(_measure(function, calls[name], clock))
+                    seconds[name].append(measure(function, calls[name]))
     finally:
         if collecting:
             gc.enable()

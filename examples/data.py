@@ -52,6 +52,11 @@ class Digits:
     test_images: Tensor
     test_labels: Tensor
 
+    def to(self, device: torch.device | str) -> Digits:
+        """The same on another device."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return Digits(self.name, *(tensor.to(device) for tensor in tensors))
+
 
 class Batches:
     """Mini-batches of tensors in memory, the last one possibly smaller; iterating again reshuffles.
@@ -86,7 +91,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.shuffle:
-            order = torch.randperm(len(self.images), generator=self.generator)
+            order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
             for chosen in order.split(self.batch_size):
                 yield self.images[chosen], self.labels[chosen]
         else:

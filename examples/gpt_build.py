@@ -44,7 +44,7 @@ def build(plan: Plan, windows: Windows, parallel: Parallel, saved: Checkpoint | 
     if parallel.fsdp:
         return _sharded(plan, windows, parallel, saved)
     model = on_meta(plan.size, plan.context)
-    model.to_empty(device="cpu")
+    model.to_empty(device=parallel.device)
     if saved is not None:
         sk.load_(model, saved.state_dict(plan.name))
         return model
@@ -90,4 +90,4 @@ def _how(plan: Plan) -> dict[str, Any]:
 
 def _materialise_(model: GPT, parallel: Parallel) -> None:
     parallel.shard_(model, model.blocks)
-    model.to_empty(device="cpu")
+    model.to_empty(device=parallel.device)

@@ -154,8 +154,12 @@ def save(folder: Path, step: int, settings: Mapping[str, Any], learners: list[Le
 def restore_(learner: Learner, saved: Checkpoint) -> None:
     """Gives a learner, whose model has been built from the checkpoint, its optimiser's state and its record back."""
     for name, parameter in learner.model.named_parameters():
-        state = saved.optimizer_state(learner.name, name)
-        learner.optimizer.state[parameter] = {key: like(value, parameter) for key, value in state.items()}
+        state = {key: like(value, parameter) for key, value in saved.optimizer_state(learner.name, name).items()}
+        # A fused step counts on the device, any other on the CPU.
+        fused = learner.optimizer.defaults["fused"]
+        learner.optimizer.state[parameter] = {
+            key: value.to(parameter.device) if fused or key != "step" else value for key, value in state.items()
+        }
     learner.losses = saved.tensor(f"{learner.name}/losses").tolist()
     learner.seconds = saved.tensor(f"{learner.name}/seconds").tolist()
     learner.validation = {int(step): loss for step, loss in saved.run["learners"][learner.name]["validation"]}

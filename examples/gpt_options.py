@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from arguments import count, not_negative, positive_float, positive_int, share
+from arguments import count, device, not_negative, positive_float, positive_int, share
 from gpt_model import SIZES
 
 __all__ = ["parse"]
@@ -73,6 +73,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--fsdp", action="store_true", help="shard the model over torchrun's processes")
+    machine.add_argument(
+        "--device",
+        type=device,
+        default="cpu",
+        help="cpu or cuda; each of torchrun's processes has its own (default: cpu)",
+    )
     machine.add_argument("--threads", type=positive_int, help="CPU threads of a process (default: torch's choice)")
     machine.add_argument(
         "--out",

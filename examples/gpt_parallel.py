@@ -1,4 +1,4 @@
-"""One process or several under torchrun: replicas (DDP) or shards (FSDP2) of a model, on the CPU with gloo."""
+"""One process or several under torchrun: replicas (DDP) or shards (FSDP2) of a model, with gloo or, on GPUs, NCCL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Generator
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -24,14 +25,20 @@ class Parallel:
     Attributes:
         rank, world: Its number, and how many there are; 0 and 1 without torchrun.
         fsdp: Whether models are sharded over the ranks; replicated otherwise.
+        device: Where this process computes; of several on CUDA, each has a device of its own.
     """
 
-    def __init__(self, fsdp: bool = False) -> None:
+    def __init__(self, fsdp: bool = False, device: str = "cpu") -> None:
         self.started = "WORLD_SIZE" in os.environ
         if fsdp and not self.started:
             raise ParallelError("--fsdp shards over processes: start it with torchrun --nproc-per-node N")
+        self.device = torch.device(device)
+        if self.started and self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
         if self.started:
-            dist.init_process_group("gloo")
+            # Masks and names are compared on the CPU, gradients averaged where they are.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if self.started else (0, 1)
         self.fsdp = fsdp
 
@@ -56,7 +63,7 @@ class Parallel:
         for parameter in model.parameters():
             if not parameter.numel():  # of a layer that keeps nothing: fully_shard can't reduce empty gradients
                 parameter.requires_grad_(False)
-        mesh = dist.device_mesh.init_device_mesh("cpu", (self.world,))
+        mesh = dist.device_mesh.init_device_mesh(self.device.type, (self.world,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -84,4 +91,4 @@ class Parallel:
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.started:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(()))

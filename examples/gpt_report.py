@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from gpt_training import Learner, bytes_held
 from rich.table import Table
 from torch import nn
@@ -30,8 +31,10 @@ BYTES_OF = {
 }
 
 
-def peak_bytes() -> int:
-    """The most memory that this process ever had resident."""
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process ever had resident, or its tensors on a CUDA device held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 

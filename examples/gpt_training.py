@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import snipkern as sk
-from snipkern.topology import MixedTopology
-from snipkern.topology.csr import BaseTopology
+from snipkern.topology import BaseTopology
 
 __all__ = ["Learner", "Recipe", "TrainingError", "bytes_held", "parameter_groups", "rate"]
 
@@ -96,15 +96,17 @@ class Learner:
 
     def __post_init__(self) -> None:
         groups = parameter_groups(self.model, self.recipe.weight_decay)
-        # The fused step is torch's fastest on the CPU, for dense and kept weights alike; it takes no shards there.
+        # The fused step is torch's fastest, for dense and kept weights alike; it takes no shards on the CPU.
         fused = None if self.parallel.fsdp else True
         self.optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=BETAS, fused=fused)
         self.wrapped = self.parallel.wrap(self.model)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross entropy of the next bytes."""
-        tokens, targets = batch
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        device = self.parallel.device
+        tokens, targets = (t.pin_memory() if device.type == "cuda" else t for t in batch)
+        tokens, targets = (t.to(device, non_blocking=True) for t in (tokens, targets))
+        with torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             logits = self.wrapped(tokens)
         return F.cross_entropy(logits.float(), targets)
 
@@ -117,7 +119,7 @@ class Learner:
         start = time.perf_counter()
         self.wrapped.train()
         parts = self.recipe.accumulate
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.parallel.device)
         for part in range(parts):
             mine = self.parallel.rank * parts + part
             batch = self.windows.training(number, mine, self.parallel.world * parts)
@@ -160,10 +162,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def index_bytes(topology: BaseTopology) -> int:
     """Bytes of the index arrays and packed masks that sparse kernels walk: the price of not storing zeros."""
-    size = topology.mask.words.nbytes
-    if isinstance(topology, MixedTopology):
-        return size + index_bytes(topology.blocks) + index_bytes(topology.singles)
-    return size + topology.on(torch.device("cpu")).nbytes
+    return sum(tensor.nbytes for tensor in topology.held(torch.device("cpu")))
 
 
 def bytes_held(learner: Learner) -> dict[str, int]:

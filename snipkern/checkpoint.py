@@ -41,6 +41,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
 def load_(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """Loads a pruned model's state dict, in place; a dense model is first pruned with the masks saved in it.
 
+    State dicts don't tell how single weights are computed with: in a dense model they become csr's, also where they
+    were covered by blocks. For those, ``sparsify_`` with the masks and ``engine="cover"`` comes first.
+
     Args:
         model: Dense, as before it was pruned, or pruned with the same masks.
         state_dict: From ``state_dict()`` of a pruned model (or of a dense one: then it is simply loaded).

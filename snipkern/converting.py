@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from snipkern import backends, optim, report
@@ -75,15 +76,20 @@ def layers_of(
 def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
     """Prepares every conversion and checks everything, on all ranks, then changes the model."""
     conversions = team.ranks.together(lambda: _prepared(pool, pruned, optimizer))
-    if any(layer.engine in engines.SPARSE_ENGINES for layer in pruned.layers) and backends.missing_kernels():
-        warnings.warn(
-            f"sparse layers run on the reference kernels, slower than dense: {backends.missing_kernels()}", stacklevel=4
-        )
+    devices = {layer.work.device for layer in pruned.layers if layer.work and layer.engine in engines.SPARSE_ENGINES}
+    missing = next((reason for device in devices if (reason := _missing(device))), None)
+    if missing:
+        warnings.warn(f"sparse layers run on the reference kernels, slower than dense: {missing}", stacklevel=4)
     convert.apply_(team.model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     team.rewrap_()
     return Pruned(pruned.masks, pruned.layers, pruned.layouts)
+
+
+def _missing(device: torch.device) -> str:
+    """Why a device runs the reference's kernels although nobody asked for it; meta tensors run nothing."""
+    return "" if device.type == "meta" else backends.missing_kernels(device)
 
 
 def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[convert.Conversion]:
@@ -97,8 +103,9 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
     layout = layer.layout if layer.engine == "bsr" else None
+    cover = layer.choice.cover if layer.engine == "cover" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout)
+        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
 
 
 @contextlib.contextmanager

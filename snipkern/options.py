@@ -58,6 +58,8 @@ def keep_of(keep: float | None, sparsity: float | None) -> float:
 def block_of(engine: str, block: tuple[int, int] | None) -> tuple[int, int] | None:
     """The block, after a check of it and of the engine."""
     one_of("engine", engine, ENGINES)
+    if engine == "cover" and block is not None:
+        raise ValueError(f"prune: engine='cover' is for single weights, without a block (got block={block!r})")
     if block is not None:
         return require_block("prune", block)
     if engine == "bsr":
@@ -70,6 +72,8 @@ def layouts_of(
 ) -> None:
     """A check of layouts that are given for some masks."""
     one_of("engine", engine, ENGINES)
+    if engine == "cover" and layouts:
+        raise ValueError("prune: engine='cover' is for single weights, without layouts (got some)")
     one_layout("sparsify_", block, next(iter(layouts.values()), None))
     for name in layouts:
         if name not in masks:

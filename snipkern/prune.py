@@ -139,9 +139,10 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
             of two or more dimensions, but no embeddings, norms or biases.
         preset: ``"paper"``: as the published code does: biases pooled as well, scored on a fresh draw of the weights
             (variance scaling) while training starts from the model's own.
-        engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), or ``"auto"``: each layer's fastest by a cost model
-            and, where that is not clear, by timing the layer for some milliseconds: near break-even two runs may
-            differ (not under ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
+        engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), ``"cover"`` (single weights by block kernels, in
+            the blocks that hold any), or ``"auto"``: each layer's fastest by a cost model and, where that is not clear,
+            by timing the layer for some milliseconds: near break-even two runs may differ (not under
+            ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
         scope: How many weights each layer keeps. ``"global"``: as many as it has among the globally largest scores;
             ``"layer"``: the same share of each; ``"uniform"``: that, with the first layer dense; ``"erk"``: in
             proportion to the sum of its dimensions. The best of each layer within that; the total stays exact.

@@ -50,8 +50,13 @@ class Layer:
 
     @property
     def engine(self) -> str:
-        """How the layer computes: "bsr", "csr" or "masked"."""
+        """How the layer computes: "bsr", "cover", "csr" or "masked"."""
         return self.choice.engine
+
+    @property
+    def fill(self) -> float | None:
+        """Share of the covering blocks' weights that are kept; None for other engines."""
+        return self.kept / self.choice.stored if self.choice.stored else None
 
     @property
     def reason(self) -> str:
@@ -76,6 +81,9 @@ class Layer:
 
 def blocks_of(layer: Layer) -> str:
     """A layer's block in the table; what is kept beside blocks counts as single weights."""
+    cover = layer.choice.cover
+    if cover is not None:
+        return f"1x1 in {cover.block[0]}x{cover.block[1]}, {layer.fill or 0:.0%} full"
     text = "x".join(map(str, layer.block or (1, 1)))
     singles = layer.layout.singles if layer.layout else None
     return f"{text} + {singles.count() / max(layer.kept, 1):.0%} 1x1" if singles else text
@@ -94,7 +102,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
     grid.add_column("kept", f"{kept:,}", justify="right", no_wrap=True)
     grid.add_column("of", f"{numel:,}", justify="right", no_wrap=True)
     grid.add_column("density", f"{kept / max(numel, 1):.2%}", justify="right", no_wrap=True)
-    blocks = any(layer.block for layer in layers)
+    blocks = any(layer.block or layer.choice.cover for layer in layers)
     if blocks:
         grid.add_column("block", justify="right", no_wrap=True)
     seen = any(layer.flow for layer in layers)

@@ -72,7 +72,7 @@ def assert_close(actual: Tensor, expected: Tensor, *, terms: int = 1, magnitude:
     NaN must stand where the reference has NaN, infinities where it has the same infinity.
 
     Args:
-        actual: The sums, of any floating dtype.
+        actual: The sums, of any floating dtype, on any device.
         expected: float64, of the same shape, computed from the inputs as ``actual``'s dtype holds them.
         terms: How many products the longest sum has.
         magnitude: The same sums of absolute values of products, float64 or one number for all; by default the
@@ -84,7 +84,7 @@ def assert_close(actual: Tensor, expected: Tensor, *, terms: int = 1, magnitude:
     assert actual.shape == expected.shape, f"shape {list(actual.shape)}, expected {list(expected.shape)}"
     if actual.numel() == 0:
         return
-    got, want = actual.detach().double(), expected.detach().double()
+    got, want = actual.detach().cpu().double(), expected.detach().cpu().double()
     finite = want.isfinite()
     special = ~finite & ~((got == want) | (got.isnan() & want.isnan()))
     if magnitude is None:
@@ -93,7 +93,7 @@ def assert_close(actual: Tensor, expected: Tensor, *, terms: int = 1, magnitude:
     underflow = (
         terms * torch.finfo(sum_dtype(actual.dtype)).smallest_normal * info.eps + info.smallest_normal * info.eps
     )
-    bound = tolerance(actual.dtype, terms) * torch.as_tensor(magnitude, dtype=torch.float64) + underflow
+    bound = tolerance(actual.dtype, terms) * torch.as_tensor(magnitude, dtype=torch.float64, device="cpu") + underflow
     # A NaN difference compares false with any bound, so the test is for what is within it.
     excess = torch.where(finite, (got - want).abs() / bound, 0).nan_to_num(nan=math.inf)
     excess = torch.where(special, math.inf, excess)

@@ -1,6 +1,7 @@
 """What a user installs: wheels and editable installs, compiled and not, each tried from another directory."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 NOT_BUILT = "reference snipkern._C is not built: install from source with a C++17 compiler and ninja"
+SUFFIXES = (".h", ".cpp", ".cu", ".cuh", ".py")
 pytestmark = pytest.mark.slow
 
 SMOKE_TEST = """
@@ -36,7 +38,11 @@ print(snipkern.backends.active(), snipkern.backends.status()[1].detail)
 
 
 def run(*command, cwd=ROOT, **environment):
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SNIPKERN_BUILD")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "SNIPKERN_BUILD", "SNIPKERN_CUDA")
+    }
     result = subprocess.run(
         [str(part) for part in command], env=env | environment, cwd=cwd, capture_output=True, text=True
     )
@@ -56,10 +62,10 @@ def copy_source(target):
     return target
 
 
-def build_wheel(source, python=sys.executable, **environment):
+def build_wheel(source, python=sys.executable, prepare="", **environment):
     """Calls the build backend as pip does, but in one process; returns the wheel and what was printed."""
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    output = run(python, "-c", code, cwd=source, **environment)
+    output = run(python, "-c", prepare + code, cwd=source, **environment)
     [wheel] = (source / "dist").glob("*.whl")
     return wheel, output
 
@@ -166,7 +172,7 @@ def test_pure_wheel_runs_on_the_reference(tmp_path, environment):
 
 def test_without_a_compiler_the_wheel_is_pure(tmp_path):
     wheel, output = build_wheel(copy_source(tmp_path / "source"), CXX="/nonexistent/c++")
-    assert "snipkern: the C++ extension was not built" in output
+    assert "snipkern: the C++ extension snipkern._C was not built" in output
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
@@ -176,7 +182,7 @@ def test_without_a_compiler_an_editable_install_drops_a_stale_extension(tmp_path
     stale = source / "snipkern" / "_C.abi3.so"
     stale.write_bytes(b"built from older sources")
     output = environment.install("--editable", source, CXX="/nonexistent/c++")
-    assert "snipkern: the C++ extension was not built" in output
+    assert "snipkern: the C++ extension snipkern._C was not built" in output
     assert not stale.exists()
     package, _, engine = environment.smoke_test(tmp_path)
     assert package == source / "snipkern"
@@ -187,6 +193,56 @@ def test_a_required_build_fails_without_a_compiler(tmp_path):
     source = copy_source(tmp_path / "source")
     with pytest.raises(AssertionError, match="Error compiling objects for extension"):
         build_wheel(source, CXX="/nonexistent/c++", SNIPKERN_BUILD="require")
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A CUDA toolkit whose compiler fails, and code by which PyTorch claims to be built for CUDA."""
+    folder = tmp_path / "toolkit"
+    for name in ("bin", "include"):
+        (folder / name).mkdir(parents=True)
+    (folder / "include" / "cuda_runtime.h").touch()
+    compiler = folder / "bin" / "nvcc"
+    answers = "--list-gpu-arch) echo compute_80 compute_90;; --version) echo release 13.0;; *) exit 1;;"
+    compiler.write_text(f'#!/bin/sh\ncase "$1" in {answers} esac\n')
+    compiler.chmod(0o755)
+    claim = "import torch, torch.utils.cpp_extension; torch.version.cuda = '13.0'; "
+    return folder, f"{claim}torch.utils.cpp_extension.CUDA_HOME = {str(folder)!r}; "
+
+
+def test_a_failing_cuda_build_leaves_the_kernels_for_the_cpu(source, builder, compiler, wheel, toolkit):
+    # The wheel came first and left its objects.
+    folder, claim = toolkit
+    environment = compiler | {"SNIPKERN_BUILD": "auto", "CUDA_HOME": str(folder)}
+    built, output = build_wheel(source, builder.python, claim, **environment)
+    assert "snipkern: the C++ extension snipkern._C_cuda was not built" in output
+    assert "the package will run on Triton's kernels instead" in output
+    assert '-DSNIPKERN_CUDA_ARCHITECTURES="8.0;9.0+PTX"' in output  # what that compiler knows
+    assert built == wheel and "snipkern/_C.abi3.so" in zipfile.ZipFile(built).namelist()
+    for required in ({"SNIPKERN_CUDA": "1"}, {"SNIPKERN_BUILD": "require"}):
+        with pytest.raises(AssertionError, match="Error compiling objects for extension"):
+            build_wheel(source, builder.python, claim, **environment | required)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch is built for CUDA")
+@pytest.mark.parametrize("wanted", ("1", "only"))
+def test_kernels_for_cuda_that_cannot_be_compiled_are_an_error_if_asked_for(tmp_path, wanted):
+    source = copy_source(tmp_path / "source")
+    text = rf"SNIPKERN_CUDA={wanted}: PyTorch must be built for CUDA \(got {re.escape(torch.__version__)}\)"
+    with pytest.raises(AssertionError, match=text):
+        run(sys.executable, "setup.py", "--version", cwd=source, SNIPKERN_CUDA=wanted)
+
+
+def test_an_unknown_cuda_mode_is_an_error(tmp_path):
+    source = copy_source(tmp_path / "source")
+    with pytest.raises(AssertionError, match=r"SNIPKERN_CUDA: must be 0, 1 or only \(got 'yes'\)"):
+        run(sys.executable, "setup.py", "--version", cwd=source, SNIPKERN_CUDA="yes")
+
+
+def test_a_toolkit_that_is_none_is_an_error_if_asked_for(tmp_path):
+    claim = "import torch; torch.version.cuda = '13.0'; "
+    with pytest.raises(AssertionError, match=r"SNIPKERN_CUDA=1: CUDA_HOME must be a CUDA toolkit \(got /nonexistent\)"):
+        build_wheel(copy_source(tmp_path / "source"), prepare=claim, SNIPKERN_CUDA="1", CUDA_HOME="/nonexistent")
 
 
 def test_an_unknown_build_mode_is_an_error(tmp_path):
@@ -201,5 +257,5 @@ def test_source_distribution_can_be_built_from(source, tmp_path):
     with tarfile.open(tmp_path / archive) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
     needed = [path for folder in ("csrc", "snipkern", "triton_kernels") for path in (source / folder).rglob("*")]
-    needed = {path.relative_to(source).as_posix() for path in needed if path.suffix in (".h", ".cpp", ".py")}
+    needed = {path.relative_to(source).as_posix() for path in needed if path.suffix in SUFFIXES}
     assert needed | {"setup.py", "pyproject.toml", "LICENSE"} <= names

@@ -283,7 +283,7 @@ def test_unused_parameters_score_zero(vectors):
 
 
 def test_missing_kernels_are_said_once_at_pruning(monkeypatch, mlp, vectors):
-    monkeypatch.setattr(sk.backends, "_reason", "snipkern._C is not built: no compiler")
+    monkeypatch.setattr(sk.backends, "missing_kernels", lambda *_: "snipkern._C is not built: no compiler")
     with pytest.warns(UserWarning, match="reference kernels, slower than dense: snipkern._C is not built: no compiler"):
         sk.prune_(mlp, vectors, keep=0.1, engine="csr")
 

@@ -111,7 +111,7 @@ BAD_CALLS = {
         r"sparsity must be a fraction in \[0, 1\) \(got 1.0\)",
     ),
     "criterion": (no_change, {"criterion": "magic"}, r"criterion must be one of snip, random \(got 'magic'\)"),
-    "engine": (no_change, {"engine": "warp"}, r"engine must be one of auto, bsr, csr, masked \(got 'warp'\)"),
+    "engine": (no_change, {"engine": "warp"}, r"engine must be one of auto, bsr, cover, csr, masked \(got 'warp'\)"),
     "preset": (no_change, {"preset": "mine"}, r"preset must be one of paper \(got 'mine'\)"),
     "preset with batches": (no_change, {"preset": "paper", "batches": 2}, r"preset='paper' scores one batch"),
     "frozen": (freeze, {}, r"at least one prunable weight must be trainable .*'0.weight'"),

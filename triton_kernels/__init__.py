@@ -1,4 +1,6 @@
-"""Triton kernels for CUDA devices. Not yet run on a GPU.
+"""Triton kernels and their launchers, installed as ``snipkern.triton_kernels``; importing this needs no Triton.
 
-Importing this package imports nothing: :mod:`snipkern.backends` imports the modules where they can serve.
+Not yet run on a GPU. A module with a dictionary ``OPS`` has launchers, the functions that serve these ops on CUDA
+tensors; :mod:`snipkern.backends` finds them where there is a CUDA device. A module of kernels alone is called
+``*_kernels``.
 """

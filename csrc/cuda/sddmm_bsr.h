@@ -16,7 +16,7 @@ struct SddmmBsr {
   BlockIndex index;
   int64_t batch;
   void* values;   // [nnz]: sum over the batch of a[:, row] * b[:, col]
-  void* scratch;  // sddmm_bsr_scratch() bytes, aligned to 256
+  void* scratch;  // sddmm_bsr_scratch() bytes, aligned to 16
 };
 
 // Sizes alone tell it: few blocks and many samples are cut along the samples, and the sums of the parts kept until they

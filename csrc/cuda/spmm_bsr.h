@@ -18,7 +18,7 @@ struct SpmmBsr {
   bool transpose;  // inputs are W's rows and outputs its columns
   int64_t batch;
   void* y;        // [batch, outputs], row-major
-  void* scratch;  // spmm_bsr_scratch() bytes, aligned to 256
+  void* scratch;  // spmm_bsr_scratch() bytes, aligned to 16
 
   const int32_t* input_place() const { return transpose ? index.row_place : index.col_place; }
   const int32_t* output_place() const { return transpose ? index.col_place : index.row_place; }

@@ -18,7 +18,7 @@ struct SpmmBsrBackward {
   void* grad_x;       // [batch, cols]
   void* grad_values;  // [nnz]
   void* grad_bias;    // [rows] or null
-  void* scratch;      // spmm_bsr_backward_scratch() bytes, aligned to 256
+  void* scratch;      // spmm_bsr_backward_scratch() bytes, aligned to 16
 };
 
 int64_t spmm_bsr_backward_scratch(const SpmmBsrBackward& call);

@@ -2,6 +2,7 @@
 
 ``csr``     kept weights only, by the sparse kernels
 ``bsr``     kept blocks of weights only, by the block kernels, and single weights beside them by csr's
+``cover``   kept single weights by the block kernels, in blocks that hold any, with zeros where they are pruned
 ``masked``  a dense weight whose pruned entries are held at zero: dense speed (less the guarding) and memory
 """
 
@@ -12,18 +13,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from snipkern import backends
+from snipkern.engine import gpu_model
 from snipkern.engine.cost_model import BLOCK_KINDS as BLOCK_KINDS
-from snipkern.engine.cost_model import SPARSE_ENGINES, Cost, Prediction, Work, predict
+from snipkern.engine.cost_model import SPARSE_ENGINES, Cost, Work, predict
 from snipkern.engine.cost_model import has_amx as has_amx
 from snipkern.engine.cost_model import row as row
+from snipkern.engine.covers import BLOCKS, covered
 from snipkern.engine.measure import Times, forbidden, measure
+from snipkern.engine.prediction import Prediction
 from snipkern.engine.workload import Workload
-from snipkern.layout import Layout
+from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
 
 __all__ = ["ENGINES", "Choice", "Cost", "Prediction", "Work", "choose", "predict"]
 
-ENGINES = ("auto", "bsr", "csr", "masked")
+ENGINES = ("auto", "bsr", "cover", "csr", "masked")
 # How many times as fast as dense a layer must be predicted to be where it can't be measured: predictions are off by a
 # tenth as a rule.
 MARGIN = 1.2
@@ -34,6 +38,8 @@ NOISE = 1.03
 # faster one is taken: layers so small, or of so few rows, that going through their weights is a good part of the work.
 GUARD_SHARE = 0.1
 ASKED = "as asked"
+# What auto advises on a GPU for single weights that have to be computed with densely.
+ADVISED_BLOCK = (32, 32)
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,19 @@ class Choice:
     """One layer's engine and why.
 
     Attributes:
-        engine: "bsr", "csr" or "masked".
+        engine: "bsr", "cover", "csr" or "masked".
         reason: In a few words.
         predicted, measured: How many times as fast as the dense module the sparse one is; None where nobody has looked.
+        cover: The grid of the covering blocks, for "cover".
+        stored: Weights that those blocks have, kept or not.
     """
 
     engine: str
     reason: str
     predicted: float | None = None
     measured: float | None = None
+    cover: Layout | None = None
+    stored: int = 0
 
 
 def choose(
@@ -61,10 +71,11 @@ def choose(
     slower than the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost
     model where that is clear, and measures the layer where it is not, unless ``torch.use_deterministic_algorithms`` is
     on or there are several ranks, which must choose alike: then it has to be predicted to win by a margin. Masks never
-    depend on any of this.
+    depend on any of this. On a GPU it may also cover single weights by blocks; where nothing sparse is worth it, but
+    blocks would be, the reason says so.
 
     Args:
-        engine: What the user asked for: ``auto``, ``bsr``, ``csr`` or ``masked``.
+        engine: What the user asked for: ``auto``, ``bsr``, ``cover``, ``csr`` or ``masked``.
         layer: Its work, with its block if it keeps whole ones; None for one that is not a linear or convolution layer.
         mask: Which of its weights are kept.
         layout: The grid that the layer's block is of; None: the plain one.
@@ -77,32 +88,77 @@ def choose(
         return Choice("masked", obstacle or "no sparse kernel")
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
-    if engine == "bsr":
+    if engine == "bsr" or (engine == "cover" and layer.block):
         return Choice("bsr", ASKED) if layer.block else Choice("csr", "too small for blocks")
+    if engine == "cover":
+        return _cover_asked(layer, mask)
     missing = missing_kernels(layer.device)
     if missing:
-        reason = f"reference kernels ({missing}): less memory, no gain in time"
-        return Choice("bsr" if layer.block else "csr", reason)
+        return _on_reference(layer, missing)
+    grid = None
+    if layer.device.type == "cuda":
+        layer, grid = _with_cover(layer, mask)
+        if not gpu_model.served(layer):
+            return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels")
     prediction = predict(layer)
     if clear(prediction):
-        return _chosen(layer, prediction)
-    reason = forbidden()
-    times = None if reason else _measured(layer, prediction.engine, mask, layout)
-    return _chosen(layer, prediction, times, reason)
+        return _chosen(layer, prediction, cover=grid)
+    reason, times = forbidden(), None
+    if reason is None:
+        try:
+            times = _measured(layer, prediction.engine, mask, layout, grid)
+        except torch.OutOfMemoryError:
+            reason = "the device's memory is full"
+    return _chosen(layer, prediction, times, reason, grid)
 
 
-def _measured(layer: Workload, engine: str, mask: Mask, layout: Layout | None) -> Times:
+def _cover_asked(layer: Workload, mask: Mask) -> Choice:
+    """The cover that somebody insists on: for a GPU the one predicted to be fastest, else of the smallest blocks."""
+    on_gpu = layer.device.type == "cuda"
+    found = covered(layer, mask, (lambda work: gpu_model.seconds_here("cover", work)) if on_gpu else None)
+    assert found is not None
+    layer, grid = found
+    return Choice("cover", f"{ASKED}; {_blocks(layer)}", cover=grid, stored=layer.stored)
+
+
+def _with_cover(layer: Workload, mask: Mask) -> tuple[Workload, Layout | None]:
+    """The layer with its best cover, and that one; as it is and None where none can be faster than dense and csr."""
+    if layer.block or "cover" not in gpu_model.served(replace(layer, cover=BLOCKS[0])):
+        return layer, None
+    limit = min(gpu_model.seconds_here(name, layer) for name in ("dense", *gpu_model.served(layer)))
+    return covered(layer, mask, lambda work: gpu_model.seconds_here("cover", work), limit) or (layer, None)
+
+
+def _on_reference(layer: Workload, missing: str) -> Choice:
+    """A GPU's dense products are too fast to give up for memory alone."""
+    if layer.device.type == "cuda":
+        return Choice("masked", f"no sparse kernels on this GPU ({missing})")
+    reason = f"reference kernels ({missing}): less memory, no gain in time"
+    return Choice("bsr" if layer.block else "csr", reason)
+
+
+def _blocks(layer: Workload) -> str:
+    """Which blocks cover a layer, and how well."""
+    assert layer.cover is not None
+    return f"in blocks of {layer.cover[0]}x{layer.cover[1]}, {layer.kept / max(layer.stored, 1):.0%} full"
+
+
+def _measured(layer: Workload, engine: str, mask: Mask, layout: Layout | None, cover: Layout | None = None) -> Times:
     """Times of the layer as one engine computes it: csr with the single weights of its blocks."""
     if engine == "bsr":
         return measure(layer, mask, layout)
-    return measure(replace(layer, block=None, singles=0, ordered=False), mask)
+    if engine == "cover":
+        return measure(layer, mask, None, cover)
+    return measure(replace(layer, block=None, singles=0, ordered=False, cover=None, stored=0), mask)
 
 
 def missing_kernels(device: torch.device) -> str | None:
     """Why sparse layers on this device run on the reference kernels; None where they don't."""
-    if backends.active(device) == "cpu":
+    if backends.active(device) != "reference":
         return None
-    return "nothing is compiled" if device.type == "cpu" else f"no {device.type} kernels yet"
+    if device.type == "cpu":
+        return "nothing is compiled"
+    return backends.missing_kernels(device) or f"{device.type} kernels are switched off"
 
 
 def clear(prediction: Prediction) -> bool:
@@ -113,42 +169,70 @@ def clear(prediction: Prediction) -> bool:
 
 
 def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = None) -> Choice:
-    """The same choice, with its layer predicted and measured on the CPU whatever was clear before."""
-    prediction = predict(layer, choice.engine if choice.engine in SPARSE_ENGINES else None)
-    found = _chosen(layer, prediction, _measured(layer, prediction.engine, mask, layout))
+    """The same choice, with its layer predicted and measured on its device whatever was clear before."""
+    if choice.cover is not None:
+        layer = replace(layer, cover=choice.cover.block, stored=choice.stored, ordered=choice.cover.ordered)
+    if layer.device.type == "cuda" and choice.engine == "masked" and not gpu_model.served(layer):
+        return choice
+    prediction = predict(layer, *((choice.engine,) if choice.engine in SPARSE_ENGINES else ()))
+    times = _measured(layer, prediction.engine, mask, layout, choice.cover)
+    found = _chosen(layer, prediction, times, cover=choice.cover)
     reason = found.reason
     if choice.engine != found.engine:
-        ratio = _ratio(layer, found)
+        ratio = _ratio(layer, found, prediction.engine)
         reason = f"{found.engine} would be faster: {ratio}" if choice.engine == "masked" else ratio
     if choice.reason.startswith(ASKED):
         reason = f"{ASKED}; {reason}"
-    return Choice(choice.engine, reason, found.predicted, found.measured)
+    return replace(choice, reason=reason, predicted=found.predicted, measured=found.measured)
 
 
 def _chosen(
-    layer: Workload, prediction: Prediction, times: Times | None = None, unmeasured: str | None = None
+    layer: Workload,
+    prediction: Prediction,
+    times: Times | None = None,
+    unmeasured: str | None = None,
+    cover: Layout | None = None,
 ) -> Choice:
     predicted = prediction.dense / prediction.sparse
     if times is None:
         speedup, measured = predicted, None
-        faster = predicted >= MARGIN
+        # A model that was never fitted to measurements has to be sure.
+        faster = predicted >= (prediction.spread if layer.device.type == "cuda" else MARGIN)
     else:
         speedup = measured = times.dense / times.sparse
         kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
         faster = kept_promise and times.masked / times.sparse >= NOISE
     choice = Choice(prediction.engine if faster else "masked", "", predicted, measured)
-    reason = _ratio(layer, choice)
+    reason = _ratio(layer, choice, prediction.engine)
     if unmeasured:
         reason += f"; not measured, {unmeasured}"
     if faster and speedup * NOISE < 1:
         reason = f"masked would be slower still: {reason}"
     if not faster:
-        reason = f"{prediction.engine} would be {'slower' if speedup < 1 else 'hardly faster'}: {reason}"
-    return replace(choice, reason=reason)
+        unsure = measured is None and speedup >= MARGIN
+        compared = "not surely faster" if unsure else "slower" if speedup < 1 else "hardly faster"
+        reason = f"{prediction.engine} would be {compared}: {reason}{_advice(layer)}"
+    used = cover if choice.engine == "cover" else None
+    return replace(choice, reason=reason, cover=used, stored=layer.stored if used else 0)
 
 
-def _ratio(layer: Workload, choice: Choice) -> str:
+def _advice(layer: Workload) -> str:
+    """What would be fast on a GPU, if anything would."""
+    height, width = ADVISED_BLOCK
+    if layer.device.type != "cuda" or layer.block or not has_room(layer.shape, (4 * height, 4 * width)):
+        return ""
+    work = replace(layer, block=ADVISED_BLOCK, cover=None, stored=0)
+    if "bsr" not in gpu_model.served(work):
+        return ""
+    found = predict(work, "bsr")
+    wins = clear(found) and found.sparse < found.dense
+    return f"; pass block={ADVISED_BLOCK} for speed on this GPU" if wins else ""
+
+
+def _ratio(layer: Workload, choice: Choice, engine: str) -> str:
+    """How fast the sparse engine that was looked at is, in words."""
     rows = f"{layer.rows} {'assumed ' if layer.assumed else ''}rows"
+    blocks = f"{_blocks(layer)}: " if engine == "cover" else ""
     if choice.measured is None:
-        return f"predicted {choice.predicted:.1f}x dense for {rows}"
-    return f"measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"
+        return f"{blocks}predicted {choice.predicted:.1f}x dense for {rows}"
+    return f"{blocks}measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"

@@ -1,4 +1,4 @@
-"""The cost model: what a training step of one layer is predicted to take, dense, masked and sparse."""
+"""The cost model: what a training step of one layer is predicted to take on a CPU, dense, masked and sparse."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from snipkern import backends
+from snipkern.engine import gpu_model
 from snipkern.engine.costs import AMX, COSTS
+from snipkern.engine.prediction import Prediction
 from snipkern.engine.workload import Workload
 
 __all__ = ["SPARSE_ENGINES", "Cost", "Prediction", "Work", "predict"]
 
-SPARSE_ENGINES = ("bsr", "csr")
+SPARSE_ENGINES = ("bsr", "cover", "csr")
 # Kinds of layers whose block kernels have rows of their own in the table of costs.
 BLOCK_KINDS = ("linear",)
 # A block side from which on its kernels share loads along it.
@@ -115,7 +117,9 @@ def form(layer: Workload) -> str:
 
 
 def cost(engine: str, layer: Workload, tier: str) -> Cost:
-    """The constants of that row; float64 is taken for float32 at half the speed."""
+    """The constants of that row; float64 is taken for float32 at half the speed, a cover for blocks."""
+    if engine == "cover":
+        engine, layer = "bsr", _as_blocks(layer)
     found = Cost(*COSTS[row(engine, layer, tier)])
     if engine == "bsr" and layer.kind not in BLOCK_KINDS:
         found = replace(found, product=found.product * CONV_BLOCKS.get(form(layer), 1.0))
@@ -124,37 +128,22 @@ def cost(engine: str, layer: Workload, tier: str) -> Cost:
     return Cost(found.call, 2 * found.weight, 2 * found.element, 2 * found.product, found.spread)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted microseconds of one training step, and the factor within which their ratio is to be trusted.
-
-    Attributes:
-        dense, masked, sparse: Of the dense module, the guarded one, and the faster of the sparse ones.
-        spread: The factor.
-        engine: The faster sparse engine.
-    """
-
-    dense: float
-    masked: float
-    sparse: float
-    spread: float
-    engine: str = "csr"
-
-
-def predict(layer: Workload, engine: str | None = None) -> Prediction:
-    """What the cost model says of a layer on the CPU, for torch's present number of threads.
+def predict(layer: Workload, *engines: str) -> Prediction:
+    """What the cost model says of a layer: on the CPU for torch's present number of threads, else for its GPU.
 
     Args:
         layer: Its work.
-        engine: The sparse engine; None: the faster one.
+        engines: The sparse engines to choose from; none: those that suit the mask and have kernels.
     """
+    if layer.device.type == "cuda":
+        return gpu_model.predict(layer, engines or gpu_model.served(layer))
     tier = backends.isa()
     assert tier is not None, "predict: there must be compiled kernels"
     threads = torch.get_num_threads()
     dense_cost = cost("dense", layer, tier)
     dense = dense_cost.microseconds(Work.dense(layer), threads)
     guard = cost("guard", layer, tier).microseconds(Work.guard(layer), threads)
-    possible = (engine,) if engine else SPARSE_ENGINES if layer.block else ("csr",)
+    possible = engines or (("bsr", "csr") if layer.block else ("csr",))
     sparse, engine = min((sparse_microseconds(name, layer, tier, threads), name) for name in possible)
     spread = min(dense_cost.spread * cost(engine, layer, tier).spread, LARGEST_SPREAD)
     if layer.channels_last or (layer.dtype in (torch.float16, torch.bfloat16) and has_amx() != AMX):
@@ -163,12 +152,22 @@ def predict(layer: Workload, engine: str | None = None) -> Prediction:
 
 
 def sparse_microseconds(engine: str, layer: Workload, tier: str, threads: int) -> float:
-    """Of one sparse engine; single weights beside blocks are a second layer, whose output is added."""
+    """Of one sparse engine; single weights beside blocks are a second layer, whose output is added.
+
+    A cover is blocks, kept or not; that values are put among them isn't counted.
+    """
+    if engine == "cover":
+        engine, layer = "bsr", _as_blocks(layer)
     if engine != "bsr" or not layer.singles:
         return cost(engine, layer, tier).microseconds(Work.sparse(layer), threads)
     blocks, single = replace(layer, kept=layer.kept - layer.singles), replace(layer, kept=layer.singles)
     parts = (cost("bsr", blocks, tier), blocks), (cost("csr", single, tier), single)
     return sum(part.microseconds(Work.sparse(work), threads) for part, work in parts)
+
+
+def _as_blocks(layer: Workload) -> Workload:
+    """The layer that keeps all of its covering blocks."""
+    return replace(layer, block=layer.cover, kept=layer.stored)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ called, no gradient written, and the kernels' scratch memory is given back.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snipkern import backends
+from snipkern.engine.devices import tf32_allowed
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
@@ -47,7 +49,7 @@ class Steps:
     sparse: Step
 
 
-_cache: dict[tuple[Workload, int, str | None], Times] = {}
+_cache: dict[tuple[Workload, int, str | None, str, bool], Times] = {}
 
 
 def forbidden() -> str | None:
@@ -60,40 +62,44 @@ def forbidden() -> str | None:
     return None
 
 
-def measure(work: Workload, mask: Mask, layout: Layout | None = None) -> Times:
-    """Times one layer on the CPU; the shortest of several rounds, since all noise makes a step longer.
+def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> Times:
+    """Times one layer on its device; the shortest of several rounds, since all noise makes a step longer.
 
-    Once for each workload, number of threads and instruction set: a second call returns what the first one found.
+    Once for each workload, number of threads, set of kernels and permission for TF32: a second call returns what the
+    first one found.
 
     Args:
         work: The layer and its input.
         mask: Of the weight's shape; another one with as many kept weights is taken for the same.
         layout: Of the mask, with the work's block; None: that block on the plain grid, if there is one.
+        cover: Of the mask, with the work's covering block.
     """
-    key = (work, torch.get_num_threads(), backends.isa())
+    backend, tf32 = backends.active(work.device), tf32_allowed(work.kind)
+    key = (work, torch.get_num_threads(), backends.isa(), backend, tf32)
     times = _cache.get(key)
     if times is None:
         try:
-            with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                times = _cache[key] = _times(steps(work, mask, layout))
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(work.device.type, enabled=False):
+                times = _cache[key] = _times(steps(work, mask, layout, cover), work.device)
         finally:
             backends.release_scratch()
     return times
 
 
-def steps(work: Workload, mask: Mask, layout: Layout | None = None) -> Steps:
+def steps(work: Workload, mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> Steps:
     """The modules of one workload, ready to be timed: parameters' gradients and, where wanted, the input's."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(shape: tuple[int, ...] | torch.Size) -> Tensor:
-        made = torch.randn(shape, generator=generator, device="cpu").to(work.dtype)
+        made = torch.randn(shape, generator=generator, device="cpu").to(work.device, work.dtype)
         return made.contiguous(memory_format=torch.channels_last) if work.channels_last and made.dim() == 4 else made
 
     dense = work.module()
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.copy_(noise(parameter.shape))
-    sparse = sparse_copy(dense, mask, "measure", layout or (Layout(work.block) if work.block else None))
+    layout = layout or (Layout(work.block) if work.block else None)
+    sparse = sparse_copy(dense, mask, "measure", layout, cover)
     x = noise(work.input).requires_grad_(work.input_grad)
     dy = noise(dense(x).shape)
     held = nn.Parameter(dense.weight.detach().clone(), requires_grad=False)
@@ -112,12 +118,11 @@ def _step(module: nn.Module, x: Tensor, dy: Tensor) -> Step:
     return lambda: torch.autograd.grad(module(x), wanted, dy)
 
 
-def _times(contenders: Steps) -> Times:
+def _times(contenders: Steps, device: torch.device) -> Times:
     functions = (contenders.dense, contenders.guard, contenders.sparse)
     for function in functions:
         function()
-    # One thread's own processor time does not see what else the machine does; several threads have no such clock.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = clock_of(device)
     best = [float("inf")] * len(functions)
     collecting = gc.isenabled()
     gc.disable()
@@ -127,11 +132,36 @@ def _times(contenders: Steps) -> Times:
             if turn >= FEWEST and time.perf_counter() - begin > BUDGET:
                 break
             for i, function in enumerate(functions):
-                start = clock()
-                function()
-                best[i] = min(best[i], clock() - start)
+                best[i] = min(best[i], clock(function))
     finally:
         if collecting:
             gc.enable()
     dense, guard, sparse = best
     return Times(dense, dense + guard, sparse)
+
+
+def clock_of(device: torch.device) -> Callable[[Step], float]:
+    """A function that runs a step and returns how many seconds it took on a device."""
+    if device.type == "cuda":
+        return functools.partial(_seconds_on_cuda, device=device)
+    # One thread's own processor time does not see what else the machine does; several threads have no such clock.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def elapsed(function: Step) -> float:
+        start = clock()
+        function()
+        return clock() - start
+
+    return elapsed
+
+
+def _seconds_on_cuda(function: Step, device: torch.device) -> float:
+    """Between two events of the current stream, which is idle before; so the host's time counts where it is longer."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.current_stream().synchronize()
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return 1e-3 * start.elapsed_time(end)

@@ -54,7 +54,10 @@ class Workload:
         assumed: Whether the input is a guess.
         block: Height and width of the blocks that are kept, or None: single weights.
         singles: Kept weights beside whole blocks.
-        ordered: Whether the blocks lie on a grid whose rows and columns have another order than the weight's.
+        ordered: Whether the blocks, or those of the cover, lie on a grid whose rows and columns have another order than
+            the weight's.
+        cover: Height and width of blocks to cover single weights with, or None.
+        stored: Weights that those blocks have, kept or not.
     """
 
     shape: tuple[int, ...]
@@ -72,6 +75,8 @@ class Workload:
     block: tuple[int, int] | None = None
     singles: int = 0
     ordered: bool = False
+    cover: tuple[int, int] | None = None
+    stored: int = 0
 
     @property
     def kind(self) -> str:
@@ -92,8 +97,8 @@ class Workload:
         return self.input[0] * math.prod(size)
 
     def module(self) -> nn.Linear | nn.Conv2d:
-        """A dense layer like it, on the CPU, with weights that are not set yet; draws no random numbers."""
-        common = {"bias": self.bias, "dtype": self.dtype, "device": "cpu"}
+        """A dense layer like it, on its device, with weights that are not set yet; draws no random numbers."""
+        common = {"bias": self.bias, "dtype": self.dtype, "device": self.device}
         if self.kind == "linear":
             return cast(nn.Linear, nn.utils.skip_init(nn.Linear, self.shape[1], self.shape[0], **common))
         window = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}

@@ -74,12 +74,20 @@ class Conversion:
     topology: BaseTopology | None
 
 
-def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, layout: Layout | None = None) -> Conversion:
+def prepare(
+    module: nn.Module,
+    name: str,
+    mask: Mask,
+    sparse: bool,
+    layout: Layout | None = None,
+    cover: Layout | None = None,
+) -> Conversion:
     """Builds what a conversion needs, changing nothing. Cost: sorts the kept weights' indices once.
 
     Args:
         sparse: To a sparse module; else to a guarded dense weight.
         layout: The blocks that the sparse module is to compute with; None: single weights.
+        cover: The grid of blocks for it to compute with single weights on.
 
     Raises:
         ValueError: For a layout that does not fit the mask, and for one of a convolution with orders.
@@ -88,9 +96,9 @@ def prepare(module: nn.Module, name: str, mask: Mask, sparse: bool, layout: Layo
     assert parameter is not None
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None)
-    if layout is not None and layout.ordered and isinstance(module, nn.Conv2d):
+    if any(grid is not None and grid.ordered for grid in (layout, cover)) and isinstance(module, nn.Conv2d):
         raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
-    topology = build(mask, layout)
+    topology = build(mask, layout, cover)
     if parameter.is_meta:
         values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
         vars(values).update(vars(parameter))
@@ -153,7 +161,9 @@ def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseT
     module.__class__ = SPARSE_CLASSES[type(module)]
 
 
-def sparse_copy(dense: nn.Module, mask: Mask, op: str, layout: Layout | None = None) -> nn.Module:
+def sparse_copy(
+    dense: nn.Module, mask: Mask, op: str, layout: Layout | None = None, cover: Layout | None = None
+) -> nn.Module:
     """A sparse copy of one dense module; the original stays as it is."""
     if not isinstance(dense, tuple(SPARSE_CLASSES)) or isinstance(dense, SparseWeight):
         raise ValueError(f"{op}: the module must be a dense nn.Linear or nn.Conv2d (got {type(dense).__name__})")
@@ -162,7 +172,7 @@ def sparse_copy(dense: nn.Module, mask: Mask, op: str, layout: Layout | None = N
     if obstacle:
         raise ValueError(f"{op}: the module must have a sparse kernel (got: {obstacle})")
     module = copy.deepcopy(dense)
-    apply_(module, [prepare(module, "weight", mask, True, layout)])
+    apply_(module, [prepare(module, "weight", mask, True, layout, cover)])
     return module
 
 

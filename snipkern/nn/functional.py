@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snipkern.ops.eager import differentiable
-from snipkern.topology import BaseTopology, BlockTopology, MixedTopology, Topology
+from snipkern.topology import BaseTopology, BlockTopology, CoverTopology, MixedTopology, Topology
 
 __all__ = ["dense_weight", "sparse_conv2d", "sparse_linear"]
 
@@ -26,7 +26,7 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Base
         values: ``[kept]``, of x's dtype: the kept weights in the topology's order.
         bias: ``[out_features]`` or None.
         topology: Of the weight ``[out_features, in_features]``; a ``BlockTopology`` computes with whole blocks, a
-            ``MixedTopology`` with both kinds of kernels.
+            ``MixedTopology`` with both kinds of kernels, a ``CoverTopology`` with blocks that are kept in part.
 
     Returns:
         ``[..., out_features]``; differentiable any number of times in x, values and bias.
@@ -46,11 +46,19 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Base
 
 
 def _linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology) -> Tensor:
+    values, topology = as_stored(values, topology)
     assert isinstance(topology, Topology)
     index, size = topology.on(x.device), (topology.rows, topology.cols)
     if isinstance(topology, BlockTopology):
         return spmm_bsr(x, values, bias, index, *size, *topology.block, False)
     return spmm_csr(x, values, bias, index, *size, False)
+
+
+def as_stored(values: Tensor, topology: BaseTopology) -> tuple[Tensor, BaseTopology]:
+    """What the kernels get: of a cover, its blocks and their values, where what is pruned is zero."""
+    if isinstance(topology, CoverTopology):
+        return topology.padded(values), topology.blocks
+    return values, topology
 
 
 def mixed_values(name: str, values: Tensor, topology: MixedTopology) -> tuple[Tensor, Tensor]:
@@ -77,7 +85,8 @@ def sparse_conv2d(
         values: ``[kept]``, of x's dtype: the kept weights in the topology's order.
         bias: ``[out_channels]`` or None.
         topology: Of the weight ``[out_channels, channels, kernel_height, kernel_width]``; a block topology, of its
-            view ``[out_channels, everything else]``, takes the block kernels, a mixed one both kinds.
+            view ``[out_channels, everything else]``, takes the block kernels, a mixed one both kinds, and a cover
+            the block kernels for single weights.
         stride, padding, dilation: Height and width.
 
     Returns:
@@ -105,6 +114,7 @@ def sparse_conv2d(
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology, window: tuple[list[int], ...]
 ) -> Tensor:
+    values, topology = as_stored(values, topology)
     assert isinstance(topology, Topology)
     index, shape = topology.on(x.device), list(topology.mask.shape)
     if isinstance(topology, BlockTopology):

@@ -45,6 +45,7 @@ class MaskGuard:
     def __init__(self, parameter: nn.Parameter, mask: Mask) -> None:
         self.mask = mask
         self._pruned: dict[tuple[int, torch.device], Tensor] = {}
+        self._words: dict[tuple[int, torch.device], Tensor] = {}
         self._shards: list[tuple[object, object, Mask]] = []
         self._handle: RemovableHandle | None = None
         self._cleaned: list[weakref.ref[Tensor]] = []
@@ -91,18 +92,28 @@ class MaskGuard:
             self._pruned[key] = ~mask.to_dense(device)
         return self._pruned[key]
 
+    def words(self, device: torch.device, mask: Mask | None = None) -> Tensor:
+        """The words of the parameter's mask (or of a shard's) on a device; kept for the next call."""
+        mask = mask or self.mask
+        if device.type == "cpu":
+            return mask.words
+        key = (id(mask), device)
+        if key not in self._words:
+            self._words[key] = mask.words.to(device)
+        return self._words[key]
+
     def clean(self, tensor: Tensor) -> Tensor:
         """A copy with zeros where pruned, even where there was NaN."""
-        if _is_plain(tensor):
-            return zero_pruned(tensor, self.mask.words)
+        if _is_plain(tensor, "zero_pruned"):
+            return zero_pruned(tensor, self.words(tensor.device))
         return tensor.masked_fill(self.pruned(tensor.device), 0)
 
     @torch.no_grad()
     def clean_(self, tensor: Tensor) -> None:
         """Zeroes what is pruned, in place."""
         mask, tensor = self.here(tensor), local(tensor)
-        if _is_plain(tensor):
-            torch.ops.snipkern.zero_pruned_(tensor, mask.words)
+        if _is_plain(tensor, "zero_pruned_"):
+            torch.ops.snipkern.zero_pruned_(tensor, self.words(tensor.device, mask))
             torch.autograd.graph.increment_version(tensor)
         else:
             tensor.masked_fill_(self.pruned(tensor.device, mask), 0)
@@ -133,15 +144,14 @@ class MaskGuard:
         return MaskGuard, (self.parameter, self.mask)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the compiled ops do for it; what they don't take is left to torch."""
+def _is_plain(tensor: Tensor, op: str) -> bool:
+    """Whether a compiled op does for it; what none takes is left to torch."""
     return (
-        tensor.device.type == "cpu"
-        and tensor.dtype in FLOATS
+        tensor.dtype in FLOATS
         and type(tensor) in (Tensor, nn.Parameter)
         and tensor.is_contiguous()
         and not tensor.is_inference()
-        and backends.active() == "cpu"
+        and backends.active(tensor.device, op) != "reference"
     )
 
 

@@ -14,7 +14,7 @@ from snipkern.masks import Mask
 from snipkern.nn import functional, state
 from snipkern.nn.state import BLOCK_SUFFIX as BLOCK_SUFFIX
 from snipkern.nn.state import MASK_SUFFIX as MASK_SUFFIX
-from snipkern.topology import BaseTopology
+from snipkern.topology import BaseTopology, CoverTopology
 
 __all__ = ["SparseConv2d", "SparseLinear", "SparseWeight"]
 
@@ -78,6 +78,14 @@ class SparseWeight(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves the topology along, at once: later it would be a copy inside of a forward pass, or of a CUDA graph."""
+        applied = super()._apply(fn, recurse)
+        device = self.weight_values.device
+        if device.type != "meta":
+            self.topology.place(device)
+        return applied
+
     def reset_parameters(self) -> None:
         """Draws new values and bias from the dense module's default distribution (uniform, 1 / sqrt(fan in))."""
         bound = self.topology.cols**-0.5
@@ -93,6 +101,9 @@ class SparseWeight(nn.Module):
             parts.append(f"block={layout.block[0]}x{layout.block[1]}")
             parts += ["ordered"] if layout.ordered else []
             parts += [f"singles={layout.singles.count()}"] if layout.singles else []
+        if isinstance(self.topology, CoverTopology):
+            height, width = self.topology.cover.block
+            parts.append(f"cover={height}x{width} ({self.topology.fill:.1%} full)")
         return ", ".join(parts)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -141,7 +152,12 @@ class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatib
 
     @classmethod
     def from_dense(
-        cls, linear: nn.Linear, mask: Mask, block: tuple[int, int] | None = None, layout: Layout | None = None
+        cls,
+        linear: nn.Linear,
+        mask: Mask,
+        block: tuple[int, int] | None = None,
+        layout: Layout | None = None,
+        cover: Layout | None = None,
     ) -> SparseLinear:
         """A sparse copy of a linear layer; the original stays as it is.
 
@@ -150,11 +166,13 @@ class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatib
             mask: Of the weight's shape.
             block: Height and width, for a mask that keeps whole blocks: to compute with those.
             layout: The same, with orders and single weights.
+            cover: A grid of blocks for a mask of single weights, to compute with those that hold any: see
+                :func:`snipkern.topology.cover.covering`.
         """
         from snipkern.nn.convert import sparse_copy
 
         layout = one_layout("SparseLinear.from_dense", block, layout)
-        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", layout))
+        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", layout, cover))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)
@@ -166,7 +184,12 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
 
     @classmethod
     def from_dense(
-        cls, conv: nn.Conv2d, mask: Mask, block: tuple[int, int] | None = None, layout: Layout | None = None
+        cls,
+        conv: nn.Conv2d,
+        mask: Mask,
+        block: tuple[int, int] | None = None,
+        layout: Layout | None = None,
+        cover: Layout | None = None,
     ) -> SparseConv2d:
         """A sparse copy of a convolution; the original stays as it is.
 
@@ -176,11 +199,12 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
             block: Height and width in the view ``[out_channels, everything else]``, for a mask that keeps whole blocks
                 of it: to compute with those.
             layout: The same, with single weights; rows and columns stay in the weight's order.
+            cover: A grid of blocks in that view for a mask of single weights, to compute with those that hold any.
         """
         from snipkern.nn.convert import sparse_copy
 
         layout = one_layout("SparseConv2d.from_dense", block, layout)
-        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", layout))
+        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", layout, cover))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)

@@ -18,6 +18,10 @@ from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
 from snipkern.ops.reference_saliency import saliency_partition as saliency_partition
 from snipkern.ops.reference_saliency import saliency_resolve_ as saliency_resolve_
 from snipkern.ops.reference_saliency import saliency_sample as saliency_sample
+from snipkern.ops.reference_saliency_many import saliency_histogram_many as saliency_histogram_many
+from snipkern.ops.reference_saliency_many import saliency_mask_many as saliency_mask_many
+from snipkern.ops.reference_saliency_many import saliency_partition_many as saliency_partition_many
+from snipkern.ops.reference_saliency_many import saliency_sample_many as saliency_sample_many
 from snipkern.ops.reference_saliency_sums import saliency_block_sums as saliency_block_sums
 from snipkern.ops.reference_saliency_sums import saliency_sweep as saliency_sweep
 from snipkern.ops.reference_zero_pruned import zero_pruned as zero_pruned

@@ -110,6 +110,27 @@ def set_bits(words: Tensor, start: int, kept: Tensor) -> None:
     words[first : first + size] |= (padded.view(size, WORD_BITS).to(torch.int64) << bit).sum(1)
 
 
+def sampled_keys(
+    weight: Tensor,
+    gradient: Tensor | None,
+    starts: Tensor,
+    width: int,
+    score: int = SNIP,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+) -> Tensor:
+    """The keys of runs whose starts are known to be in range; waits for no device."""
+    numel = weight.numel()
+    flat = (starts[:, None] + torch.arange(width, device=starts.device)) % max(numel, 1)
+    # Zero-dimensional tensors have one element, whatever the index says.
+    at = torch.unravel_index(flat, weight.shape) if weight.dim() else (torch.zeros_like(flat),)
+    shape = weight.shape or (1,)
+    scale = Scored(weight, gradient, score, row_scale, col_scale).scale_at(flat)
+    return keys_of(
+        scores_of(weight.expand(shape)[at], None if gradient is None else gradient.expand(shape)[at], score, scale)
+    )
+
+
 def saliency_sample(
     weight: Tensor,
     gradient: Tensor | None,
@@ -124,14 +145,7 @@ def saliency_sample(
     numel = weight.numel()
     wrong = starts[(starts < 0) | (starts >= numel)]
     require(wrong.numel() == 0, "saliency_sample", f"starts must be below {numel}", wrong[:1].tolist())
-    flat = (starts[:, None] + torch.arange(width, device=starts.device)) % max(numel, 1)
-    # Zero-dimensional tensors have one element, whatever the index says.
-    at = torch.unravel_index(flat, weight.shape) if weight.dim() else (torch.zeros_like(flat),)
-    shape = weight.shape or (1,)
-    scale = Scored(weight, gradient, score, row_scale, col_scale).scale_at(flat)
-    return keys_of(
-        scores_of(weight.expand(shape)[at], None if gradient is None else gradient.expand(shape)[at], score, scale)
-    )
+    return sampled_keys(weight, gradient, starts, width, score, row_scale, col_scale)
 
 
 def saliency_partition(
@@ -211,12 +225,6 @@ def saliency_mask(
 def resolved(words: Tensor, keys: Tensor, index: Tensor, threshold: int, ties: int) -> Tensor:
     """Flat indices of the listed elements that are kept, all of them bits of the words."""
     require_resolve(words, keys, index, threshold, ties)
-    require(
-        keys.numel() == index.numel(),
-        "saliency_resolve_",
-        "keys and index must have one length",
-        f"{keys.numel()}, {index.numel()}",
-    )
     bits = words.numel() * WORD_BITS
     wrong = index[(index < 0) | (index >= bits)]
     require(wrong.numel() == 0, "saliency_resolve_", f"index must be below {bits}", wrong[:1].tolist())

@@ -208,8 +208,7 @@ def saliency_histogram(
     return weight.new_empty(((high - low) >> shift) + 1, dtype=torch.int64)
 
 
-def require_histogram(low: int, high: int, shift: int) -> None:
-    name = "saliency_histogram"
+def require_histogram(low: int, high: int, shift: int, name: str = "saliency_histogram") -> None:
     require_interval(name, low, high)
     require(
         0 <= shift < 31 and (high - low) >> shift < MAX_BINS,
@@ -265,5 +264,8 @@ def require_resolve(words: Tensor, keys: Tensor, index: Tensor, threshold: int, 
         name,
         "keys and index must be 1-D, int32 and int64",
         f"{keys.dim()}-D {keys.dtype}, {index.dim()}-D {index.dtype}",
+    )
+    require(
+        keys.numel() == index.numel(), name, "keys and index must have one length", f"{keys.numel()}, {index.numel()}"
     )
     require_ties(name, threshold, ties)

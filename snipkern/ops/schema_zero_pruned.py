@@ -51,3 +51,4 @@ def require_masked(name: str, tensor: Tensor, words: Tensor) -> None:
         f"words must be the mask of {tensor.numel()} elements, {expected} contiguous int64 words",
         f"{list(words.shape)} {words.dtype}",
     )
+    require(words.device == tensor.device, name, f"words must be on tensor's device, {tensor.device}", words.device)

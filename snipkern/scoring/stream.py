@@ -27,7 +27,8 @@ class Stream:
     """The pool's weights and gradients of one batch, as a source: each walk is one forward and one backward pass.
 
     All walks see the same batch, random numbers and buffers, so that they show the same bits, for as long as the number
-    of torch's threads stays. A gradient is looked at as soon as it is complete, and then freed.
+    of torch's threads stays; on other devices than the CPU they take torch's deterministic algorithms, where there are
+    some, and torch warns where there are none. A gradient is looked at as soon as it is complete, and then freed.
 
     Args:
         model, loader, pool, loss_fn, redraw, seed, progress: As for :func:`snipkern.scoring.gradients.gradients`.
@@ -96,7 +97,8 @@ class Stream:
 
         with preserved(self.model, None), noted_calls(self.model, self.calls):
             set_random_states(self.drawing)
-            with redrawn(self.pool, self.redraw, self.seed), self._hooks(complete), torch.enable_grad():
+            drawn = redrawn(self.pool, self.redraw, self.seed)
+            with drawn, self._hooks(complete), torch.enable_grad(), repeatable(self.parameters):
                 set_random_states(self.computing)
                 self._backward()
                 self._in_step(-1)
@@ -139,6 +141,26 @@ class Stream:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@contextlib.contextmanager
+def repeatable(parameters: Sequence[Tensor]) -> Generator[None]:
+    """Passes of a model on a GPU give the same bits each time; on the CPU they do anyhow."""
+    if all(parameter.device.type in ("cpu", "meta") for parameter in parameters):
+        yield
+        return
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    filling, cudnn = settings.fill_uninitialized_memory, torch.backends.cudnn
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=was[1] or not was[0])
+        settings.fill_uninitialized_memory = False  # finds mistakes, and costs a write
+        # Trying algorithms out may come to another one in each pass.
+        with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        settings.fill_uninitialized_memory = filling
 
 
 def agreed_loss(loss_of: Callable[[], Any], pool: Sequence[Prunable], ranks: Ranks, cut: Cut | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 from snipkern.ops.schema_saliency import SCORES
+from snipkern.selection.joined import on_cpu
 from snipkern.selection.sources import Alone, Pairs
 from snipkern.selection.topk import top_words
 
@@ -74,4 +75,4 @@ def select(
     source = Pairs(pairs, score != "magnitude")
     total = sum(source.sizes)
     words = top_words(source, Alone(), total, kept_count(total, keep), SCORES[score])
-    return {name: Mask(w.cpu(), shape) for name, w, shape in zip(source.names, words, source.shapes, strict=True)}
+    return {name: Mask(w, shape) for name, w, shape in zip(source.names, on_cpu(words), source.shapes, strict=True)}

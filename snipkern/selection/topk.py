@@ -7,8 +7,9 @@
 Where the interval missed, or holds too many (ties), histograms of the keys narrow it down, at most two passes, and one
 more pass writes the mask: four reads at most. The sample can only cost time: the mask never depends on it.
 
-All steps walk over a :class:`~snipkern.selection.sources.Source`. Where several ranks select together, each walks over
-its part, and they exchange the sample and counts: some kilobytes, whatever the size of the model.
+All steps walk over a :class:`~snipkern.selection.sources.Source`, over parameters on a GPU as one (joined.py).
+Where several ranks select together, each walks over its part, and they exchange the sample and counts: some kilobytes,
+whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, MAGNITUDE, OBD, SIGNED, SNIP
+from snipkern.ops.schema_saliency import INFINITY_KEY, LEAST_KEY, OBD, SIGNED, SNIP
+from snipkern.selection import passes
+from snipkern.selection.joined import Joined, joined
 from snipkern.selection.key_bins import bin_of, bins_of, pieces_of, places
-from snipkern.selection.sources import Counts, Ranks, Source, require_finite
+from snipkern.selection.passes import Part, Shown, Weighing
+from snipkern.selection.sources import Alone, Counts, Ranks, Source
 
 __all__ = ["top_words"]
 
@@ -60,7 +64,7 @@ Scales = tuple[Tensor | None, Tensor | None]
 class Search:
     """What is to be found, and where."""
 
-    source: Source
+    source: Source | Joined
     ranks: Ranks
     total: int  # weights of all ranks
     kept: int
@@ -72,7 +76,7 @@ class Search:
         """The least legal key."""
         return LEAST_KEY if self.score in (OBD, SIGNED) else 0
 
-    def weighing(self, i: int) -> tuple[int, Tensor | None, Tensor | None]:
+    def weighing(self, i: int) -> Weighing:
         """The last arguments of the ops for one parameter."""
         row, col = (None, None) if self.scales is None else self.scales[i]
         return self.score, row, col
@@ -82,8 +86,12 @@ class Search:
         """Candidates, of all ranks, that are listed at most."""
         return max(TUNING.candidates, self.total // TUNING.weights_per_candidate)
 
-    def walk(self, look: Callable[[int, Tensor, Tensor], T]) -> list[T]:
+    def walk(self, look: Callable[[int, Shown, Shown], T]) -> list[T]:
         return self.ranks.together(lambda: self.source.walk(look))
+
+    def names(self, i: int) -> Sequence[str]:
+        """Of the tensors that a look at the source's parameter i shows."""
+        return self.source.members if isinstance(self.source, Joined) else self.source.names[i : i + 1]
 
     def summed(self, counts: Counts) -> Counts:
         return self.ranks.gathered(counts).sum(0)
@@ -99,17 +107,6 @@ class Interval:
     inside: int
     #: Of the keys inside, how many each parameter has here.
     here: Counts
-
-
-@dataclass(frozen=True)
-class Part:
-    """One parameter's pass: words of what is above the interval, and the candidates inside unless too many."""
-
-    words: Tensor
-    keys: NDArray[np.int32]
-    index: Tensor
-    above: int
-    inside: int
 
 
 @torch.no_grad()
@@ -132,7 +129,14 @@ def top_words(
     Raises:
         ValueError: For a weight or gradient that is not finite, on all ranks; for scales that make one so.
     """
-    search = Search(source, ranks, total, kept, score, scales)
+    whole = joined(source) if isinstance(ranks, Alone) and scales is None else None
+    search = Search(whole or source, ranks, total, kept, score, scales)
+    words = _words(search)
+    return words if whole is None else whole.split(words[0])
+
+
+def _words(search: Search) -> list[Tensor]:
+    """The selected words of each parameter of the search's source."""
     low, high = _bracket(search)
     parts = _partition(search, low, high)
     interval = _interval(search, parts, low, high)
@@ -180,11 +184,10 @@ def _sample(search: Search) -> NDArray[np.int32]:
     clusters = -(-clusters * here // search.total)  # a rank samples in proportion to its part
     sampled = places(sizes, clusters, TUNING.cluster)
 
-    def look(i: int, weight: Tensor, gradient: Tensor) -> NDArray[np.int32]:
+    def look(i: int, weight: Shown, gradient: Shown) -> NDArray[np.int32]:
         if not sampled[i].size:
             return np.empty((0, TUNING.cluster), dtype=np.int32)
-        at = torch.from_numpy(sampled[i]).to(weight.device)
-        return ops.saliency_sample(weight, gradient, at, TUNING.cluster, *search.weighing(i)).cpu().numpy()
+        return passes.sample(weight, gradient, sampled[i], TUNING.cluster, search.weighing(i))
 
     return np.concatenate([np.empty((0, TUNING.cluster), dtype=np.int32), *search.walk(look)])
 
@@ -196,17 +199,13 @@ def _partition(search: Search, low: int, high: int) -> list[Part]:
     """The one pass. Lists are left empty once all of them together would exceed the capacity."""
     room = search.capacity
 
-    def look(i: int, weight: Tensor, gradient: Tensor) -> Part:
+    def look(i: int, weight: Shown, gradient: Shown) -> Part:
         nonlocal room
-        words, keys, index, counts = ops.saliency_partition(weight, gradient, low, high, room, *search.weighing(i))
-        above, inside, largest = counts.tolist()
-        if largest >= INFINITY_KEY:
-            magnitude = search.score == MAGNITUDE
-            require_finite(search.source.names[i], weight, None if magnitude else gradient)
-            if largest > INFINITY_KEY:
-                raise ValueError(f"select: scales of {search.source.names[i]!r} must not make its weights overflow")
-        room = max(0, room - inside)
-        return Part(words, keys.cpu().numpy(), index, above, inside)
+        part, largest = passes.partition(weight, gradient, low, high, room, search.weighing(i))
+        if max(largest) >= INFINITY_KEY:
+            passes.require_legal(search.names(i), weight, gradient, largest, search.score)
+        room = max(0, room - part.inside)
+        return part
 
     return search.walk(look)
 
@@ -234,8 +233,7 @@ def _resolve(search: Search, parts: Sequence[Part], interval: Interval) -> list[
         threshold, above = _threshold(search, parts, interval)
         tied = np.array([np.count_nonzero(part.keys == threshold) for part in parts])
         for part, ties in zip(parts, _quota(search, tied, wanted - above), strict=True):
-            keys = torch.from_numpy(part.keys).to(part.words.device)
-            ops.saliency_resolve_(part.words, keys, part.index, threshold, ties)
+            ops.saliency_resolve_(part.words, part.listed, part.index, threshold, ties)
     return [part.words for part in parts]
 
 
@@ -273,11 +271,9 @@ def _narrow(search: Search, interval: Interval) -> Interval:
         total = np.zeros(((high - low) >> shift) + 1, dtype=np.int64)
 
         def look(
-            i: int, weight: Tensor, gradient: Tensor, low: int = low, high: int = high, shift: int = shift
+            i: int, weight: Shown, gradient: Shown, low: int = low, high: int = high, shift: int = shift
         ) -> tuple[NDArray[np.int32], Counts]:
-            counts: Counts = (
-                ops.saliency_histogram(weight, gradient, low, high, shift, *search.weighing(i)).cpu().numpy()
-            )
+            counts = passes.histogram(weight, gradient, low, high, shift, search.weighing(i))
             # Thousands of small parameters fill few of the bins each.
             filled = np.flatnonzero(counts)
             return filled.astype(np.int32), counts[filled]
@@ -296,5 +292,5 @@ def _mask(search: Search, interval: Interval) -> list[Tensor]:
     """Masks for a known threshold: ties go to the first parameters, and within one to its first elements."""
     ties = _quota(search, interval.here, search.kept - interval.above)
     return search.walk(
-        lambda i, weight, gradient: ops.saliency_mask(weight, gradient, interval.low, ties[i], *search.weighing(i))
+        lambda i, weight, gradient: passes.mask(weight, gradient, interval.low, ties[i], search.weighing(i))
     )

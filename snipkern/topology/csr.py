@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from snipkern.layout import INT32_LIMIT, Layout
 from snipkern.masks import Mask
@@ -53,7 +54,7 @@ class BaseTopology:
 
     @property
     def layout(self) -> Layout | None:
-        """The grid of blocks that the kept weights are on; None: they are computed with one by one."""
+        """The grid of whole blocks that the kept weights are on; None: they are single ones."""
         return None
 
     @property
@@ -64,6 +65,14 @@ class BaseTopology:
     def flat_index(self, device: torch.device) -> Tensor:
         """int64 ``[nnz]``: position of each value in the flattened dense weight; ascending if ``row_major``."""
         raise NotImplementedError
+
+    def held(self, device: torch.device) -> list[Tensor]:
+        """The packed mask and the index tensors that a product on this device needs: the price of not storing zeros."""
+        raise NotImplementedError
+
+    def place(self, device: torch.device) -> None:
+        """Brings what the kernels need to a device, so that no call of theirs has to wait for it."""
+        self.held(device)
 
     def __deepcopy__(self, memo: dict[int, object]) -> BaseTopology:
         return self
@@ -126,11 +135,16 @@ class Topology(BaseTopology):
         """
         index = self._by_device.get(device)
         if index is None:
-            index = self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
+            index = self._by_device[torch.device("cpu")].to(device)
+            if not isinstance(index, FakeTensor):  # of a trace, to which it belongs
+                self._by_device[device] = index
         return index
 
     def flat_index(self, device: torch.device) -> Tensor:
         return flat_index(self.on(device), self.rows, self.cols, self.nnz)
+
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, self.on(device)]
 
     def __reduce__(self) -> tuple[type[Topology], tuple[object, ...]]:
         return Topology, (self.mask,)

@@ -8,6 +8,7 @@ from torch import Tensor
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.topology.block import BlockTopology
+from snipkern.topology.cover import CoverTopology
 from snipkern.topology.csr import BaseTopology, Topology
 
 __all__ = ["MixedTopology", "build"]
@@ -49,6 +50,9 @@ class MixedTopology(BaseTopology):
     def flat_index(self, device: torch.device) -> Tensor:
         return torch.cat([self.blocks.flat_index(device), self.singles.flat_index(device)])
 
+    def held(self, device: torch.device) -> list[Tensor]:
+        return [self.mask.words, *self.blocks.held(device), *self.singles.held(device)]
+
     def __reduce__(self) -> tuple[type[MixedTopology], tuple[object, ...]]:
         return MixedTopology, (self.mask, self._layout)
 
@@ -56,12 +60,21 @@ class MixedTopology(BaseTopology):
         return f"MixedTopology({self.blocks!r} + {self.singles!r})"
 
 
-def build(mask: Mask, layout: Layout | None = None) -> BaseTopology:
+def build(mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> BaseTopology:
     """The topology of a mask: of single weights, or of its blocks and what else there is in a layout.
+
+    Args:
+        mask: Which weights are kept.
+        layout: The blocks that they are on; None: they are single ones.
+        cover: For single ones: the grid of the blocks to compute with, which may be kept in part.
 
     Raises:
         ValueError: For a mask or a layout that can't be, or that don't fit each other.
     """
+    if cover is not None:
+        if layout is not None:
+            raise ValueError("build: give either layout or cover (got both)")
+        return CoverTopology(mask, cover)
     if layout is None:
         return Topology(mask)
     if layout.singles is None:

@@ -107,7 +107,7 @@ def test_without_compiled_kernels_it_says_so(never_measured):
         choice = choose("auto", LINEAR, MASK)
     assert choice == Choice("csr", "reference kernels (nothing is compiled): less memory, no gain in time")
     choice = choose("auto", replace(LINEAR, device=torch.device("meta")), MASK)
-    assert choice.reason == "reference kernels (no meta kernels yet): less memory, no gain in time"
+    assert choice.reason == "reference kernels (no meta kernels): less memory, no gain in time"
 
 
 def test_work_and_cost_add_up():

@@ -238,3 +238,27 @@ class TestStateDict:
         layer.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
         train(layer)
         assert_masked(layer.weight, mask)
+
+
+def test_the_masks_words_are_brought_to_a_device_once(layer):
+    mask = masked(layer)
+    guard = guards(layer)["weight"]
+    assert guard.words(torch.device("cpu")) is mask.words
+    elsewhere = guard.words(torch.device("meta"))
+    assert elsewhere.is_meta and guard.words(torch.device("meta")) is elsewhere
+
+
+def test_a_compiled_op_is_asked_for_by_device_and_name(layer, monkeypatch):
+    """On a GPU the kernels that there are take the words; what has none is left to torch."""
+    asked = []
+
+    def active(device, op):
+        asked.append((device.type, op))
+        return "reference"
+
+    monkeypatch.setattr("snipkern.nn.masked.backends.active", active)
+    mask = masked(layer)
+    layer(torch.randn(8, 6)).sum().backward()
+    assert asked == [("cpu", "zero_pruned_"), ("cpu", "zero_pruned")]
+    assert_masked(layer.weight.detach(), mask)
+    assert not layer.weight.grad[~mask.to_dense()].any()

@@ -1,9 +1,10 @@
-"""Sparse convolutions to compare with torch's dense ones in float64."""
+"""Sparse convolutions, on any device, to compare with torch's dense ones in float64."""
 
 import math
 from dataclasses import dataclass
 
 import torch
+from csr_cases import moved
 from torch import Tensor
 
 from snipkern import Mask
@@ -29,7 +30,10 @@ class Case:
     @property
     def index(self):
         topology = Topology(self.mask) if self.block is None else BlockTopology(self.mask, self.block)
-        return topology.on(torch.device("cpu"))
+        return topology.on(self.x.device)
+
+    def to(self, device):
+        return moved(self, device)
 
     @property
     def weight_shape(self):
@@ -57,10 +61,10 @@ class Case:
     def dense(self, transform):
         """The same of a dense float64 convolution of transformed tensors."""
         weight = transform(dense_weight(self.values, self.mask)).clone().requires_grad_()
-        x = transform(self.x.detach().double()).clone().requires_grad_()
-        bias = None if self.bias is None else transform(self.bias.double())
+        x = transform(self.x.detach().cpu().double()).clone().requires_grad_()
+        bias = None if self.bias is None else transform(self.bias.cpu().double())
         y = torch.conv2d(x, weight, bias, *self.window)
-        y.backward(transform(self.grad.detach().double()))
+        y.backward(transform(self.grad.detach().cpu().double()))
         return y.detach(), x.grad, weight.grad[self.mask.to_dense()]
 
     def check(self, *tiers):

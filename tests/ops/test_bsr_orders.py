@@ -1,65 +1,15 @@
 """Block products on a grid whose rows and columns have an order of their own."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from bsr_cases import BLOCKS, OPS, Case, random_case, some
-from torch import Tensor
+from bsr_cases import BLOCKS, OPS, Ordered, some
 
-from snipkern import Mask
-from snipkern.testing import FLOATS, assert_close, run_on, tiers
+from snipkern.testing import FLOATS, run_on, tiers
 from snipkern.topology import BlockTopology
 
 TIERS = tiers()
 COMPILED = TIERS[1:]
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Ordered(Case):
-    """``mask`` is the grid's; the weight has its row ``i`` at ``rows[i]`` and its column ``j`` at ``cols[j]``."""
-
-    rows: Tensor
-    cols: Tensor
-
-    @classmethod
-    def random(cls, generator, block, **options):
-        plain = random_case(generator, block, **options)
-        orders = [torch.randperm(size, generator=generator) for size in plain.mask.shape]
-        return cls(plain.x, plain.grad, plain.values, plain.bias, plain.mask, block, *orders)
-
-    @property
-    def topology(self):
-        kept = torch.zeros(self.mask.shape, dtype=torch.bool)
-        kept[self.rows[:, None], self.cols] = self.mask.to_dense()
-        return BlockTopology(Mask.from_dense(kept), self.block, self.rows, self.cols)
-
-    @property
-    def index(self):
-        return self.topology.on(CPU)
-
-    def check(self, tier):
-        topology = self.topology
-        index, weight = topology.on(CPU), torch.zeros(topology.mask.shape, dtype=torch.float64)
-        weight.view(-1)[topology.flat_index(CPU)] = self.values.double()
-        size = (*topology.mask.shape, *self.block)
-        with run_on(tier):
-            y = OPS.spmm_bsr(self.x, self.values, self.bias, index, *size, False)
-            back = OPS.spmm_bsr_backward(self.grad, self.x, self.values, index, *size, self.bias is not None)
-            grad_x = OPS.spmm_bsr(self.grad, self.values, None, index, *size, True)
-            grad_values = OPS.sddmm_bsr(self.grad, self.x, index, topology.nnz, *size)
-        x, grad = self.x.double(), self.grad.double()
-        bias = 0.0 if self.bias is None else self.bias.double()
-        magnitude = x.abs() @ weight.abs().t() + abs(bias)
-        assert_close(y, x @ weight.t() + bias, terms=weight.shape[1] + 1, magnitude=magnitude)
-        assert_close(grad_x, grad @ weight, terms=weight.shape[0] + 1, magnitude=grad.abs() @ weight.abs())
-        dense, magnitude = ((g.t() @ a).reshape(-1) for g, a in ((grad, x), (grad.abs(), x.abs())))
-        at = topology.flat_index(CPU)
-        assert_close(grad_values, dense[at], terms=len(x) + 1, magnitude=magnitude[at])
-        assert torch.equal(back[0], grad_x) and torch.equal(back[1], grad_values)
-        if self.bias is not None:
-            assert_close(back[2], grad.sum(0), terms=len(x) + 1, magnitude=grad.abs().sum(0))
 
 
 @pytest.mark.parametrize("block", (*BLOCKS, (1, 1), (3, 5), (1, 7), (33, 40), (500, 2)), ids=str)

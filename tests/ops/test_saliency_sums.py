@@ -2,57 +2,18 @@
 
 import pytest
 import torch
+from saliency_sums_cases import DTYPES, SHAPES, blocks_by_hand, factors, matrix, same, scored
 
-from snipkern.ops import reference
-from snipkern.ops.schema_saliency import MAGNITUDE, OBD, SCORES, SIGNED, SNIP
+from snipkern.ops.schema_saliency import MAGNITUDE, SCORES, SNIP
 from snipkern.testing import run_on, tiers
 
 ops = torch.ops.snipkern
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# Around a vector, a word and a chunk; single rows and columns; nothing.
-SHAPES = ((1, 1), (3, 17), (65, 63), (2, 2049), (50, 1), (9, 3, 5, 5), (64, 128), (700, 200), (0, 4), (4, 0), (7,), ())
 
 
 @pytest.fixture(params=tiers())
 def tier(request):
     with run_on(request.param):
         yield request.param
-
-
-def factors(shape, dtypes=(torch.float32, torch.float32)):
-    return tuple(torch.randn(shape).to(dtype) for dtype in dtypes)
-
-
-def matrix(scores):
-    return scores.reshape(scores.shape[0], -1) if scores.dim() else scores.reshape(1, 1)
-
-
-def scored(weight, gradient, score):
-    w, g = weight.float(), None if gradient is None else gradient.float()
-    return {
-        SNIP: lambda: (w * g).abs(),
-        MAGNITUDE: lambda: w.abs(),
-        OBD: lambda: w * (w * g),
-        SIGNED: lambda: w * g,
-    }[score]()
-
-
-def same(name, *args):
-    """The op's result, the same bits as the reference's."""
-    got, want = getattr(ops, name)(*args), getattr(reference, name)(*args)
-    for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b), name
-    return got
-
-
-def blocks_by_hand(scores, height, width):
-    """float64 sums, by index_add."""
-    rows, cols = scores.shape
-    grid = torch.zeros(-(-rows // height), -(-cols // width), dtype=torch.float64)
-    row, col = torch.arange(rows) // height, torch.arange(cols) // width
-    where = row[:, None] * grid.shape[1] + col
-    grid.view(-1).index_add_(0, where.reshape(-1), scores.double().reshape(-1))
-    return grid
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

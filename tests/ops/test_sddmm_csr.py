@@ -1,46 +1,15 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from csr_cases import SCALES
+from csr_cases import random_sddmm as random_case
 
-from snipkern import Mask
-from snipkern.testing import FLOATS, assert_close, random_mask, run_on, tiers
-from snipkern.topology import Topology
+from snipkern.testing import FLOATS, run_on, tiers
 
 BATCHES = (0, 1, 3, 63, 64, 65, 200)
 TIERS = tiers()
 COMPILED = TIERS[1:]
-
-
-@dataclass
-class Case:
-    a: Tensor
-    b: Tensor
-    mask: Mask
-
-    def args(self):
-        topology = Topology(self.mask)
-        return self.a, self.b, topology.on(torch.device("cpu")), topology.nnz, *self.mask.shape
-
-    def run(self, tier):
-        with run_on(tier):
-            return torch.ops.snipkern.sddmm_csr(*self.args())
-
-    def check(self, tier):
-        kept = self.mask.to_dense()
-        a, b = self.a.double(), self.b.double()
-        values = self.run(tier)
-        assert values.dtype == self.a.dtype and values.is_contiguous()
-        assert_close(values, (a.t() @ b)[kept], terms=len(a) + 1, magnitude=(a.abs().t() @ b.abs())[kept])
-
-
-def random_case(generator, *, dtype=torch.float32, batch=5, shape=None, density=0.2):
-    if shape is None:
-        shape = torch.randint(1, 150, (2,), generator=generator).tolist()
-    mask = random_mask(shape, density, generator)
-    a, b = (torch.randn(batch, size, dtype=torch.float64, generator=generator).to(dtype) for size in shape)
-    return Case(a, b, mask)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -83,14 +52,6 @@ def test_any_strides(tier, dtype, generator):
     ):
         replace(case, a=layout(33)).check(tier)
         replace(case, b=layout(41)).check(tier)
-
-
-SCALES = {
-    torch.float32: ((1e-22, 1e-20), (1e17, 1e17), (1e-30, 1e30)),
-    torch.float64: ((1e-160, 1e-150), (1e150, 1e150), (1e-300, 1e300)),
-    torch.float16: ((1e-4, 1e-3), (50.0, 10.0), (1e-5, 1e4)),
-    torch.bfloat16: ((1e-22, 1e-20), (1e17, 1e17), (1e-30, 1e30)),
-}
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -1,58 +1,18 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from csr_cases import SCALES
+from csr_cases import Spmm as Case
+from csr_cases import random_spmm as random_case
 from torch import Tensor
 
 from snipkern import Mask
-from snipkern.testing import FLOATS, assert_close, dense_weight, random_mask, run_on, tiers
-from snipkern.topology import Topology
+from snipkern.testing import FLOATS, assert_close, dense_weight, run_on, tiers
 
 BATCHES = (0, 1, 3, 63, 64, 65, 200)
 TIERS = tiers()
 COMPILED = TIERS[1:]
-
-
-@dataclass
-class Case:
-    x: Tensor
-    values: Tensor
-    bias: Tensor | None
-    mask: Mask
-    transpose: bool
-
-    @property
-    def index(self):
-        return Topology(self.mask).on(torch.device("cpu"))
-
-    def args(self):
-        return self.x, self.values, self.bias, self.index, *self.mask.shape, self.transpose
-
-    def run(self, tier):
-        with run_on(tier):
-            return torch.ops.snipkern.spmm_csr(*self.args())
-
-    def check(self, tier):
-        weight = dense_weight(self.values, self.mask)
-        weight = weight if self.transpose else weight.t()
-        bias = 0.0 if self.bias is None else self.bias.double()
-        expected = self.x.double() @ weight + bias
-        magnitude = self.x.double().abs() @ weight.abs() + abs(bias)
-        y = self.run(tier)
-        assert y.dtype == self.x.dtype and y.is_contiguous()
-        assert_close(y, expected, terms=weight.shape[0] + 1, magnitude=magnitude)
-
-
-def random_case(generator, *, dtype=torch.float32, batch=5, shape=None, density=0.2, transpose=False, bias=True):
-    if shape is None:
-        shape = torch.randint(1, 150, (2,), generator=generator).tolist()
-    mask = random_mask(shape, density, generator)
-    inputs, outputs = shape if transpose else reversed(shape)
-
-    def normal(*size):
-        return torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype)
-
-    return Case(normal(batch, inputs), normal(mask.count()), normal(outputs) if bias else None, mask, transpose)
 
 
 @pytest.mark.parametrize("transpose", (False, True), ids=("forward", "transpose"))
@@ -96,14 +56,6 @@ def test_any_strides(tier, dtype, generator):
     replace(case, values=torch.stack([case.values, case.values], 1)[:, 1]).check(tier)
     replace(case, values=case.values[:1].expand(case.values.numel())).check(tier)
     replace(case, bias=case.bias[:1].expand(33)).check(tier)
-
-
-SCALES = {
-    torch.float32: ((1e-22, 1e-20), (1e17, 1e17), (1e-30, 1e30)),
-    torch.float64: ((1e-160, 1e-150), (1e150, 1e150), (1e-300, 1e300)),
-    torch.float16: ((1e-4, 1e-3), (50.0, 10.0), (1e-5, 1e4)),
-    torch.bfloat16: ((1e-22, 1e-20), (1e17, 1e17), (1e-30, 1e30)),
-}
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -1,58 +1,16 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from csr_cases import random_backward as random_case
 from torch import Tensor
 
-from snipkern import Mask
-from snipkern.testing import FLOATS, assert_close, dense_weight, random_mask, run_on, tiers
-from snipkern.topology import Topology
+from snipkern.testing import FLOATS, run_on, tiers
 
 BATCHES = (0, 1, 3, 65, 200)
 TIERS = tiers()
 COMPILED = TIERS[1:]
 ops = torch.ops.snipkern
-
-
-@dataclass
-class Case:
-    grad: Tensor
-    x: Tensor
-    values: Tensor
-    mask: Mask
-    with_bias: bool = True
-
-    def args(self):
-        index = Topology(self.mask).on(torch.device("cpu"))
-        return self.grad, self.x, self.values, index, *self.mask.shape, self.with_bias
-
-    def run(self, tier):
-        with run_on(tier):
-            return ops.spmm_csr_backward(*self.args())
-
-    def check(self, tier):
-        kept, weight = self.mask.to_dense(), dense_weight(self.values, self.mask)
-        grad, x = self.grad.double(), self.x.double()
-        grad_x, grad_values, grad_bias = self.run(tier)
-        assert {t.dtype for t in (grad_x, grad_values, grad_bias)} == {self.x.dtype}
-        assert_close(grad_x, grad @ weight, terms=len(weight) + 1, magnitude=grad.abs() @ weight.abs())
-        magnitude = (grad.abs().t() @ x.abs())[kept]
-        assert_close(grad_values, (grad.t() @ x)[kept], terms=len(x) + 1, magnitude=magnitude)
-        if self.with_bias:
-            assert_close(grad_bias, grad.sum(0), terms=len(x) + 1, magnitude=grad.abs().sum(0))
-        else:
-            assert grad_bias.shape == (0,)
-
-
-def random_case(generator, *, dtype=torch.float32, batch=5, shape=None, density=0.2):
-    if shape is None:
-        shape = torch.randint(1, 150, (2,), generator=generator).tolist()
-    mask = random_mask(shape, density, generator)
-
-    def normal(*size):
-        return torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype)
-
-    return Case(normal(batch, shape[0]), normal(batch, shape[1]), normal(mask.count()), mask)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from selecting import DTYPES, FULL, NARROW, SAMPLED, SCORES, by_sorting, check, mappings, module, normal, tuning
 
+import snipkern.selection.passes
 from snipkern.ops.reference_saliency import keys_of
 from snipkern.ops.schema_saliency import INFINITY_KEY
 from snipkern.ops.schema_saliency import SCORES as OP_SCORES
@@ -218,7 +219,7 @@ def test_at_most_four_reads(monkeypatch, interval, keep):
                 reads.append(name)
             return getattr(torch.ops.snipkern, name)
 
-    monkeypatch.setattr(module, "ops", Ops())
+    monkeypatch.setattr(snipkern.selection.passes, "ops", Ops())
     ends = {"missed low": (0, 0), "missed high": (INFINITY_KEY, INFINITY_KEY), "too wide": (0, INFINITY_KEY)}
     if interval in ends:
         monkeypatch.setattr(module, "_bracket", lambda _: ends[interval])
@@ -226,7 +227,7 @@ def test_at_most_four_reads(monkeypatch, interval, keep):
         for name, data in adversarial().items():
             reads.clear()
             check({"w": data}, keep)
-            assert len(reads) <= 4, (name, reads)
+            assert 0 < len(reads) <= 4, (name, reads)
 
 
 @pytest.mark.parametrize("interval", [(0, 0), (0x3FFFFFFF, 0x40000000), (INFINITY_KEY, INFINITY_KEY)])
@@ -262,7 +263,7 @@ def test_histograms_resolve_all_bits_in_two_passes(monkeypatch, score):
             seen.append(args[2:])
             return counted(*args)
 
-    monkeypatch.setattr(module, "ops", Ops)
+    monkeypatch.setattr(snipkern.selection.passes, "ops", Ops)
     found = module._narrow(search, interval)
     assert found.low == found.high and len(seen) == 2
     scores = torch.sort(SCORES[score](*pairs["layer0.weight"]).view(-1), descending=True).values

@@ -9,20 +9,18 @@ import itertools
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from strict import Launch
-from triton.runtime.errors import InterpreterError
 
 import snipkern
 from snipkern import backends
 from snipkern.ops import reference
 from snipkern.ops.schema_saliency import INFINITY_KEY, LARGEST_KEY, MAGNITUDE, SCORES, WORD_BITS
 from snipkern.triton_kernels import saliency
+from snipkern.triton_kernels.saliency_tiles import HISTOGRAM_TILES, TILE, One, Tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SIZES = (0, 1, 63, 64, 65, 128, saliency.TILE - 1, saliency.TILE, saliency.TILE + 1, 2 * saliency.TILE + 77)
+SIZES = (0, 1, 65, TILE, 2 * TILE + 77)
 selection = importlib.import_module("snipkern.selection.topk")
 
 
@@ -59,15 +57,15 @@ def check_all(weight, gradient):
     """All ops at an interval in the middle of the keys and at the ends."""
     middle, numel = middle_of(weight, gradient), weight.numel()
     ends = ((-1, -1), (0, LARGEST_KEY), (LARGEST_KEY, LARGEST_KEY))
-    for low, high in ((middle - min(middle, 1 << 22), min(middle + (1 << 22), LARGEST_KEY)), (middle, middle), *ends):
+    for low, high in ((middle - min(middle, 1 << 22), min(middle + (1 << 22), LARGEST_KEY)), *ends):
         check("saliency_partition", weight, gradient, low, high, numel + 5)
-    for capacity in (numel, max(0, numel - 1), 0):
+    for capacity in (numel, max(0, numel - 1)):
         check("saliency_partition", weight, gradient, 0, LARGEST_KEY, capacity)
     words, keys, index, _ = check("saliency_partition", weight, gradient, 0, LARGEST_KEY - 1, numel)
     check("saliency_histogram", weight, gradient, 0, INFINITY_KEY, 20)
     check("saliency_histogram", weight, gradient, middle, min(middle + 4095, LARGEST_KEY), 0)
     check("saliency_histogram", weight, gradient, middle, middle, 3)
-    for ties in (0, 1, numel // 7, numel):
+    for ties in (0, numel // 7, numel):
         mask = check("saliency_mask", weight, gradient, middle, ties)
         result, expected = words.clone(), words.clone()
         saliency.saliency_resolve_(result, keys, index, middle, ties)
@@ -86,7 +84,9 @@ def test_sizes(size):
 
 @pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES, DTYPES)), ids=str)
 def test_dtypes(dtypes):
-    check_middle(*pair((301,), dtypes))
+    weight, gradient = pair((301,), dtypes)
+    middle = middle_of(weight, gradient)
+    check("saliency_partition", weight, gradient, middle - min(middle, 1 << 22), middle, 301)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -97,11 +97,10 @@ def test_every_finite_16_bit_value_is_converted_exactly(dtype):
     assert torch.equal(keys, weight.float().abs().view(torch.int32))
 
 
-@pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES[::3], DTYPES)), ids=str)
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 @pytest.mark.parametrize("scaled", [(False, False), (True, False), (True, True)], ids=str)
-def test_scores_and_scales(score, scaled, dtypes):
-    weight, gradient = pair((19, 7, 2), dtypes)
+def test_scores_and_scales(score, scaled):
+    weight, gradient = pair((19, 7, 2), (DTYPES[-1 if scaled[0] else 0], DTYPES[score]))
     gradient = None if score == MAGNITUDE else gradient
     scales = (torch.rand(19) if scaled[0] else None, torch.rand(14) if scaled[1] else None)
     if scaled[1]:
@@ -127,10 +126,10 @@ def test_layouts():
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1.0, 1e30], ids=["zero", "denormal", "one", "infinite"])
 def test_all_scores_are_one_tie(value):
-    weight = torch.full((2 * saliency.TILE + 9,), value)
+    weight = torch.full((2 * TILE + 9,), value)
     check_middle(weight, -weight)
     key = middle_of(weight, -weight)
-    for ties in (saliency.TILE, saliency.TILE + 70, 2 * saliency.TILE + 8, 2**40):
+    for ties in (TILE, TILE + 70, 2**40):
         check("saliency_mask", weight, -weight, key, ties)
 
 
@@ -140,7 +139,7 @@ def test_denormal_and_infinite_scores():
     assert 0 < int(keys.max()) < 0x00800000
     weight, gradient = pair((5000,))
     weight[17], gradient[17], weight[4321], gradient[4321] = 1e30, -1e30, 1e-30, 1e-30
-    check_all(weight, gradient)
+    check_middle(weight, gradient)
     assert int(check("saliency_partition", weight, gradient, 0, 0, 0)[3][2]) == INFINITY_KEY
 
 
@@ -153,14 +152,14 @@ def test_largest_key_tells_of_nan(dtype):
 
 
 def test_order_of_programs_changes_nothing(monkeypatch):
-    weight, gradient = pair((5 * saliency.TILE + 5,))
-    for seed in range(1, 4):
+    weight, gradient = pair((3 * TILE + 5,))
+    for seed in range(1, 3):
         monkeypatch.setattr(Launch, "seed", seed)
         check_middle(weight, gradient)
 
 
 def test_histogram_of_several_programs():
-    weight, gradient = pair((2 * saliency.TILE * saliency.HISTOGRAM_TILES + 1,))
+    weight, gradient = pair((2 * TILE * HISTOGRAM_TILES + 1,))
     check("saliency_histogram", weight, gradient, 0, INFINITY_KEY, 20)
 
 
@@ -174,12 +173,12 @@ def test_resolve_keeps_bits_that_are_set():
 def test_offsets_beyond_31_bits(monkeypatch):
     """Only the last two tiles run; what they do not touch stays unused address space."""
     first = 2**31
-    tensor = torch.empty(first + saliency.TILE + 100, dtype=torch.float16)
-    tail = pair((saliency.TILE + 100,), (torch.float16, torch.float16))[0]
+    tensor = torch.empty(first + TILE + 100, dtype=torch.float16)
+    tail = pair((TILE + 100,), (torch.float16, torch.float16))[0]
     tensor[first:] = tail
-    tile = first // saliency.TILE
+    tile = first // TILE
     monkeypatch.setattr(Launch, "only", (tile, tile + 1))
-    tiles = saliency.Tiles(saliency.Scored(tensor, tensor, 0, None, None), 1, 0x3E000000, 5000)
+    tiles = Tiles(One(tensor, tensor, 0, None, None), 1, 0x3E000000, 5000)
     words, keys, index, counts = reference.saliency_partition(tail, tail, 1, 0x3E000000, 5000)
     assert torch.equal(tiles.words[first // WORD_BITS :], words)
     assert int(tiles.inside[tile:].sum()) == keys.numel() == int(counts[1]) > 0
@@ -205,12 +204,11 @@ TUNINGS = {
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
-@pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "distinct"])
-def test_select_is_that_of_the_reference(tuning, levels, monkeypatch, request):
+def test_select_is_that_of_the_reference(tuning, monkeypatch, request):
     monkeypatch.setattr(selection, "TUNING", dataclasses.replace(selection.TUNING, **tuning))
     shapes = {"a": (90, 51), "b": (7,), "c": (5, 4, 3, 20)}
     pairs = {
-        name: pair(shape, dtypes, levels)
+        name: pair(shape, dtypes, 3 if "candidates" in tuning else 10**6)
         for (name, shape), dtypes in zip(shapes.items(), itertools.permutations(DTYPES, 2), strict=False)
     }
     keeps = (0.05, 0.6, 1.0)
@@ -238,22 +236,3 @@ def test_bad_arguments_raise_what_the_reference_raises(name, args):
     with pytest.raises(ValueError) as error:
         saliency.OPS[name](weight, weight, *args)
     assert str(error.value) == str(expected.value)
-
-
-# The hardened interpreter itself
-
-
-@triton.jit
-def careless_kernel(values, size, LANES: tl.constexpr, STEP: tl.constexpr):
-    at = tl.program_id(0) * STEP + tl.arange(0, LANES)
-    tl.store(values + at, at, mask=at < size)
-
-
-def test_the_interpreter_notices_races_and_foreign_memory():
-    values = torch.zeros(10, dtype=torch.int32)
-    careless_kernel[(2,)](values, 10, LANES=8, STEP=8)
-    assert values.tolist() == list(range(10))
-    with pytest.raises(InterpreterError, match="6 addresses are outside every argument"):
-        careless_kernel[(2,)](values, 16, LANES=8, STEP=8)
-    with pytest.raises(AssertionError, match="two stores to one address"):
-        careless_kernel[(2,)](values, 10, LANES=8, STEP=7)
