@@ -47,13 +47,6 @@ BUGS = {
     "bsr_tail_of_batch_read": Bug(
         "memory", "bsr", LOADERS, "const bool real = «sample < batch && k < walk.end»;\n        copy_16", "true"
     ),
-    "bsr_tail_of_run_multiplied": Bug(
-        "result",
-        "bsr",
-        LOADERS,
-        "const bool real = «line < row.extent && k < walk.end»;\n        copy_16",
-        "line < row.extent",
-    ),
     "bsr_rows_of_next_matrix": Bug(
         "result", "bsr", "bsr_math.cuh", "ldmatrix_x4(a[i], wide + WideTile::at(«place + row», at));", "place + 7 - row"
     ),

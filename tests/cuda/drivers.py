@@ -123,10 +123,13 @@ def planted(number: int, old: str, new: str) -> str:
 
 
 def edited(bugs: Iterable[Bug]) -> Path:
-    """A folder with edited copies of files of ``csrc/cuda``: trimmed, and with all bugs planted, asleep."""
+    """A folder with copies of all files of ``csrc/cuda``, trimmed and with all bugs planted, asleep.
+
+    All files, not the edited ones alone: of one that comes to lie before another of the same name, no build knows.
+    """
     edits = [(file, pattern, new, -1) for file, pattern, new in TRIMS]
     edits += [(bug.file, bug.pattern, bug.new, number) for number, bug in enumerate(bugs)]
-    texts = {file: (ROOT / "csrc/cuda" / file).read_text() for file, *_ in edits}
+    texts = {path.name: path.read_text() for path in (ROOT / "csrc/cuda").iterdir() if path.is_file()}
     places = [(file, *find(texts[file], pattern, file), new, number) for file, pattern, new, number in edits]
     for file, start, stop, new, number in sorted(places, reverse=True):
         old = texts[file][start:stop]
@@ -156,11 +159,10 @@ def target(driver: str, variant_name: str, folder: Path) -> Target:
 
     def kernel(name: str) -> Compile:
         path = folder / "cuda" / name
-        path = path if path.exists() else ROOT / "csrc/cuda" / name
         return Compile(path, (*flags, "-x c++"), f"{variant_name}/{name}.o")
 
     objects = (
-        *harness((*COMMON, "-O2", *variant.harness_flags), f"{variant_name}/host_"),
+        *(harness(*variant.harness_flags, prefix=f"{variant_name}/host_") if variant.harness_flags else harness()),
         Compile(HERE / f"driver_{driver}.cpp", flags, f"{variant_name}/driver_{driver}.o"),
         *(kernel(name) for name in DRIVERS[driver]),
     )

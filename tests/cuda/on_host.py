@@ -31,6 +31,7 @@ TIER = "cuda-on-host"
 NAMESPACE = "snipkern_on_host"
 COMPILER = os.environ.get("CXX", "g++")
 COMMON = ["-std=c++17", "-g1", "-DSNIPKERN_ON_HOST", f"-I{ROOT / 'csrc'}", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+LIBRARY = [*COMMON, "-fPIC", "-fvisibility=hidden"]
 #: For kernels: accesses are checked, by csrc/cuda/host/undefined.cpp.
 CHECKED = ["-fsanitize=alignment,null,bounds"]
 
@@ -93,8 +94,9 @@ def binding_sources() -> list[Path]:
     return sorted(path for path in (ROOT / "csrc/bindings/cuda").glob("*.cpp") if path.stem != "module")
 
 
-def harness(flags: tuple[str, ...], prefix: str = "host_") -> list[Compile]:
+def harness(*definitions: str, prefix: str = "host_") -> list[Compile]:
     """The harness, which is never compiled with sanitizers: these are to see kernels only."""
+    flags = (*LIBRARY, "-O2", *definitions)
     sources = sorted((ROOT / "csrc/cuda/host").glob("*.cpp"))
     return [Compile(path, flags, f"{prefix}{path.stem}.o") for path in sources]
 
@@ -133,12 +135,11 @@ def build(targets: Iterable[Target]) -> list[Path]:
 def build_library() -> Path:
     """The shared library of all kernels and bindings."""
     torch_root = Path(torch.__file__).parent
-    library = (*COMMON, "-fPIC", "-fvisibility=hidden")
-    binding = (*library, "-O1", "-Wno-unused-parameter", f"-isystem {torch_root / 'include'}")
+    binding = (*LIBRARY, "-O1", "-Wno-unused-parameter", f"-isystem {torch_root / 'include'}")
     target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
     objects = (
-        *harness((*library, "-O2")),
-        *(Compile(path, (*library, "-O1", *CHECKED, "-x c++"), f"{path.stem}.o") for path in kernel_sources()),
+        *harness(),
+        *(Compile(path, (*LIBRARY, "-O1", *CHECKED, "-x c++"), f"{path.stem}.o") for path in kernel_sources()),
         *(Compile(path, (*binding, target), f"binding_{path.stem}.o") for path in binding_sources()),
     )
     link = ("-shared", f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10", "-lpthread")

@@ -49,11 +49,13 @@ RACES = ("missing_barrier", "missing_warp_barrier")
 @functools.cache
 def library():
     """The kernels of hazards.cu and semantics.cu, with a harness of their own."""
-    flags = (*on_host.COMMON, "-fPIC", "-fvisibility=hidden")
     kernels = [on_host.ROOT / "tests/cuda" / name for name in ("hazards.cu", "semantics.cu")]
     objects = (
-        *on_host.harness((*flags, "-O2")),
-        *(on_host.Compile(path, (*flags, "-O1", *on_host.CHECKED, "-x c++"), f"{path.stem}.o") for path in kernels),
+        *on_host.harness(),
+        *(
+            on_host.Compile(path, (*on_host.LIBRARY, "-O1", *on_host.CHECKED, "-x c++"), f"{path.stem}.o")
+            for path in kernels
+        ),
     )
     [path] = on_host.build([on_host.Target("test_platform.so", objects, ("-shared", "-lpthread"))])
     loaded = ctypes.CDLL(str(path))
