@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from snipkern.backends import extensions, launchers, overrides
+from snipkern.backends import extensions, launchers, overrides, precision
 
 __all__ = ["BackendStatus", "active", "best_isa", "isa", "missing_kernels", "release_scratch", "status", "use"]
 
@@ -118,6 +118,12 @@ def _cuda_detail() -> str:
         return reason
     built = f"compiled for {_cuda.module.architectures()} with CUDA {_cuda.module.compiled_version()}"
     return f"{reason} ({built})" if reason else f"{built}: {', '.join(_cuda.ops)}; {UNTRIED}"
+
+
+def follow_torch(x: torch.Tensor) -> None:
+    """Before a product of x: gives kernels for its device the permissions that torch has now."""
+    if x.is_cuda:
+        precision.follow_torch(_cuda.module)
 
 
 def release_scratch() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["GPUS", "Gpu", "described", "gpu_of", "tf32_allowed"]
+__all__ = ["GPUS", "Gpu", "described", "gpu_of"]
 
 GIGA = 1e9
 
@@ -108,15 +108,3 @@ def described(properties: Any) -> Gpu:
 def gpu_of(device: torch.device) -> Gpu:
     """The GPU that a CUDA device is; makes a CUDA context."""
     return described(torch.cuda.get_device_properties(device))
-
-
-def tf32_allowed(kind: str) -> bool:
-    """Whether torch may round float32 factors to TF32 in products of layers of a kind: ``linear`` or ``conv``."""
-    settings: Any = torch.backends
-    if kind == "linear":
-        precision = settings.cuda.matmul.fp32_precision
-        return (settings.fp32_precision if precision == "none" else precision) == "tf32"
-    try:
-        return bool(settings.cudnn.allow_tf32)
-    except RuntimeError:  # the newer setting is in use, and differs between convolutions and recurrent layers
-        return settings.cudnn.conv.fp32_precision == "tf32"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from snipkern import backends
-from snipkern.engine.devices import Gpu, gpu_of, tf32_allowed
+from snipkern.backends.precision import tf32_allowed
+from snipkern.engine.devices import Gpu, gpu_of
 from snipkern.engine.gpu_kernels import seconds
 from snipkern.engine.prediction import Prediction
 from snipkern.engine.workload import Workload

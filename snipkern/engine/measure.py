@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snipkern import backends
-from snipkern.engine.devices import tf32_allowed
+from snipkern.backends.precision import tf32_allowed
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from snipkern import backends
 from snipkern.ops.eager import differentiable
 from snipkern.topology import BaseTopology, BlockTopology, CoverTopology, MixedTopology, Topology
 
@@ -48,6 +49,7 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: Base
 def _linear(x: Tensor, values: Tensor, bias: Tensor | None, topology: BaseTopology) -> Tensor:
     values, topology = as_stored(values, topology)
     assert isinstance(topology, Topology)
+    backends.follow_torch(x)
     index, size = topology.on(x.device), (topology.rows, topology.cols)
     if isinstance(topology, BlockTopology):
         return spmm_bsr(x, values, bias, index, *size, *topology.block, False)
@@ -116,6 +118,7 @@ def _conv2d(
 ) -> Tensor:
     values, topology = as_stored(values, topology)
     assert isinstance(topology, Topology)
+    backends.follow_torch(x)
     index, shape = topology.on(x.device), list(topology.mask.shape)
     if isinstance(topology, BlockTopology):
         return conv2d_bsr(x, values, bias, index, shape, *topology.block, *window)

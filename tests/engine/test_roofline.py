@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from snipkern.backends.precision import tf32_allowed
 from snipkern.engine import gpu_kernels
-from snipkern.engine.devices import A100, B200, GPUS, H100, described, tf32_allowed
+from snipkern.engine.devices import A100, B200, GPUS, H100, described
 from snipkern.engine.gpu_kernels import FORWARD, INPUT_GRAD, WEIGHT_GRAD, kernels, seconds
 from snipkern.engine.roofline import LAUNCH, Kernel
 from snipkern.engine.workload import Workload

@@ -1,7 +1,9 @@
 // The Python module snipkern._C_cuda: importing it registers the ops' kernels for CUDA tensors; its functions tell what
-// it was compiled for. None of them makes a CUDA context, which would forbid fork().
+// it was compiled for, and what precision it may use. None of them makes a CUDA context, which would forbid fork().
 #include <Python.h>
 #include <cuda_runtime_api.h>
+
+#include "bindings/cuda/tf32.h"
 
 namespace {
 
@@ -21,7 +23,14 @@ PyObject* runtime_version(PyObject*, PyObject*) {
   return version_text(version);
 }
 
+PyObject* allow_tf32(PyObject*, PyObject* allow) {
+  const int wanted = PyObject_IsTrue(allow);
+  if (wanted < 0) return nullptr;
+  return PyBool_FromLong(snipkern_allow_tf32(wanted));
+}
+
 PyMethodDef methods[] = {
+    {"allow_tf32", allow_tf32, METH_O, "Whether products of float32 may round to TF32; returns what held before."},
     {"architectures", architectures, METH_NOARGS, "What the kernels were compiled for, such as \"8.0;9.0a;10.0+PTX\"."},
     {"compiled_version", compiled_version, METH_NOARGS, "Version of the CUDA toolkit that compiled the kernels."},
     {"runtime_version", runtime_version, METH_NOARGS, "Version of the CUDA runtime that the kernels run with."},
