@@ -20,16 +20,25 @@ def told(monkeypatch):
     return told
 
 
-def test_the_extension_follows_torchs_setting(told, monkeypatch):
+@pytest.fixture
+def setting():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    yield matmul
+    matmul.allow_tf32 = before
+
+
+def test_the_extension_follows_torchs_setting(told, setting):
     for allowed in (True, False, True):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        setting.allow_tf32 = allowed
         precision.follow_torch(backends._cuda.module)
     assert told == [True, False, True]
     precision.follow_torch(None)
     assert len(told) == 3
 
 
-def test_only_products_on_a_gpu_ask(told, generator):
+def test_only_products_on_a_gpu_ask(told, setting, generator):
+    setting.allow_tf32 = False
     topology = Topology(random_mask((4, 3), 0.5, generator))
     sparse_linear(torch.ones(2, 3), torch.ones(topology.nnz), None, topology)
     assert told == []
