@@ -105,7 +105,7 @@ struct ConvWindow {
   static constexpr int kLanes = kWarpLanes;
   static constexpr int kPositions = sizeof(T) == 8 ? 2 : 4;  // of a lane: every 32nd one of the tile
   static constexpr int kTile = kLanes * kPositions;
-  static constexpr int kUnroll = 2;  // entries on their way at once
+  static constexpr int kUnroll = 2;              // entries on their way at once
   static constexpr int kWarps = 8, kBlocks = 3;  // of a block, and of those on a multiprocessor at once
   static constexpr bool kSelects = !kForward;
 
