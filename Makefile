@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 GPU_TORCH ?= torch==2.14.1
 CUDA = 13.0.*
 # Each of these processes imports torch; a file's tests stay together, for what they share.
-WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile
+WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 VENV = .venv
 BIN = $(VENV)/bin

@@ -1,4 +1,5 @@
-"""Marks every test here ``gpu``, skips them without a CUDA device, and makes the op tests' cases importable."""
+"""Marks every test here ``gpu``, leaves them out or skips them without a CUDA device, and makes the op tests' cases
+importable."""
 
 import sys
 from pathlib import Path
@@ -12,14 +13,20 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "ops"), str(HERE.parents[1] / "exam
 import where  # noqa: E402
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Hundreds of skips would tell no more than one does, unless somebody asks for these tests."""
     reason = where.why_not()
-    for item in items:
-        if HERE not in item.path.parents:
-            continue
+    here = [item for item in items if HERE in item.path.parents]
+    for item in here:
         item.add_marker(pytest.mark.gpu)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    asked = config.option.markexpr or config.option.keyword or any("gpu" in str(name) for name in config.args)
+    if reason and not asked:
+        left_out = here[1:]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(autouse=True)

@@ -239,7 +239,10 @@ def test_copies_checkpoints_and_other_devices(how, generator):
                 file.seek(0)
                 loaded = sk.load_(copy.deepcopy(dense), torch.load(file, map_location=place))
                 assert {p.device for p in loaded.parameters()} == {DEVICE}
-                assert torch.equal(loaded(x), y)
+                exact = how != "cover"  # which is a choice of kernels, not of weights: what is loaded takes csr's
+                torch.testing.assert_close(
+                    loaded(x).cpu(), y.cpu(), rtol=0 if exact else 1e-9, atol=0 if exact else 1e-12
+                )
         model.load_state_dict(model.state_dict())
         assert torch.equal(model(x), y)
         back = sk.to_dense_(copy.deepcopy(model))
