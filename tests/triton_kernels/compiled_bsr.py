@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import re
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -170,15 +171,31 @@ def all_products(archs):
 
 
 def compile_one(job):
+    """What was compiled and, if it is not as it must be, its description."""
     result = compile_product(*job)
-    check(result)
-    return result
+    try:
+        check(result)
+    except AssertionError:
+        return (
+            result,
+            f"sm_{result['arch']} {result['kernel']} {result['dtype']} {result['precision']} {job[4]}: {job[5]}",
+        )
+    return result, None
 
 
 def compile_all(archs):
-    """Every candidate on these architectures, in as many processes as there are processors."""
+    """Every candidate on these architectures, in as many processes as there are processors.
+
+    Raises:
+        AssertionError: In the end, naming all that are not as they must be.
+    """
     with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(compile_one, all_products(archs))
+        faults = []
+        for result, fault in pool.map(compile_one, all_products(archs)):
+            yield result
+            if fault:
+                faults.append(f"{fault} (stack {result['stack']}, {result['registers']} registers)")
+                print(faults[-1], file=sys.stderr, flush=True)
     for arch, element, in_place in itertools.product(archs, ("i16", "i32", "i64"), (False, True)):
         constants = {"IN_PLACE": in_place, "ROWS": zero_pruned.TILE_BYTES // (64 * int(element[1:]) // 8)}
         name = "zero_pruned_" if in_place else "zero_pruned"
@@ -188,6 +205,7 @@ def compile_all(archs):
     for name in ("product", "transposed", "value_grad"):
         _, *case, free = FOR_AMD
         compile_product(None, name, *case, candidate(name, *case, free))
+    assert not faults, "\n".join(faults)
 
 
 if __name__ == "__main__":
