@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cubins"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
-# setup.py's flags; a spill is an error here.
-FLAGS = ("-O3", "-std=c++17", f"-I{CSRC}", "-Xptxas=-warn-spills,-Werror")
+# setup.py's flags, but for the front end, which takes most of the time, running once for all architectures: no kernel asks
+# for which one it is compiled. A spill is an error here.
+FRONT_END = ("-O3", "-std=c++17", f"-I{CSRC}", "-ptx", "-arch=compute_80")
+BACK_END = ("-O3", "-warn-spills", "-Werror")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _knows_all(nvcc):
 
 @functools.cache
 def find_tool(name):
-    """cuobjdump or nvdisasm: beside nvcc, on PATH, or Triton's copy; None where there is none."""
+    """ptxas, cuobjdump or nvdisasm: beside nvcc, on PATH, or Triton's copy; None where there is none."""
     nvcc = find_nvcc()
     places = [nvcc.resolve().with_name(name)] if nvcc else []
     places += [Path(found) for found in [shutil.which(name)] if found]
@@ -84,7 +86,7 @@ def find_tool(name):
 def lacking():
     """What this machine lacks for compiling and looking at the result, empty where it has it all."""
     missing = [] if find_nvcc() else [f"an nvcc that knows {', '.join(ARCHITECTURES)}"]
-    return ", ".join(missing + [name for name in ("cuobjdump", "nvdisasm") if find_tool(name) is None])
+    return ", ".join(missing + [name for name in ("ptxas", "cuobjdump", "nvdisasm") if find_tool(name) is None])
 
 
 def included(path):
@@ -99,27 +101,42 @@ def included(path):
     return sorted(found)
 
 
-def compiled(source, architecture):
-    """The cubin of a .cu file; compiled only where the file, a header of it or nvcc changed.
+def portable(source):
+    """The PTX of a .cu file; compiled only where the file, a header of it or nvcc changed.
 
     Raises:
         RuntimeError: With what nvcc said.
     """
-    content = hashlib.sha256(" ".join([_version(), architecture, *FLAGS]).encode())
+    content = hashlib.sha256(" ".join([_version(), *FRONT_END, *BACK_END]).encode())
     for file in included(source):
         content.update(file.read_bytes())
-    cubin = CACHE / f"{source.stem}-{architecture}-{content.hexdigest()[:16]}.cubin"
-    if not cubin.exists():
+    ptx = CACHE / f"{source.stem}-{content.hexdigest()[:16]}.ptx"
+    return _made(ptx, f"{source.stem}-*", find_nvcc(), *FRONT_END, source)
+
+
+def compiled(source, architecture):
+    """The cubin of a .cu file for one architecture.
+
+    Raises:
+        RuntimeError: With what nvcc or ptxas said.
+    """
+    ptx = portable(source)
+    cubin = ptx.with_name(f"{ptx.stem}-{architecture}.cubin")
+    return _made(cubin, None, find_tool("ptxas"), *BACK_END, f"-arch={architecture}", ptx)
+
+
+def _made(file, outdated, *command):
+    """The file, made by a command that takes its place last, unless it is there; then removes what it replaces."""
+    if not file.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{source.stem}-{architecture}-*.cubin"):
+        for old in CACHE.glob(outdated) if outdated else ():
             old.unlink()
-        partial = cubin.with_suffix(".partial")
-        command = [find_nvcc(), *FLAGS, "-cubin", f"-arch={architecture}", source, "-o", partial]
-        result = subprocess.run(command, capture_output=True, text=True)
+        partial = file.with_name(f"{file.name}.partial")
+        result = subprocess.run([*command, "-o", partial], capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(result.stdout + result.stderr)
-        partial.rename(cubin)
-    return cubin
+        partial.rename(file)
+    return file
 
 
 @functools.cache
@@ -130,6 +147,7 @@ def _version():
 def compile_all(sources):
     """{(source, architecture): a future of its cubin}, as many at once as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(portable, sources))
         jobs = {(source, name): pool.submit(compiled, source, name) for name in ARCHITECTURES for source in sources}
     return jobs
 
