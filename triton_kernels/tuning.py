@@ -52,7 +52,7 @@ def is_exact(dtype: torch.dtype, precision: str) -> bool:
 def most_sums(dtype: torch.dtype, precision: str) -> int:
     """Sums that a thread may hold, beside its part of the operands, which are wider the less they are rounded."""
     if is_exact(dtype, precision):
-        return MOST_SUMS // 4
+        return MOST_SUMS // 8
     return MOST_SUMS // 2 if dtype == torch.float32 else MOST_SUMS
 
 

@@ -87,7 +87,9 @@ def matching(result, pattern):
 
 def check(result):
     """What every candidate must show."""
-    assert not spills(result), result
+    # Two registers in memory decide nothing where tensor cores don't multiply: candidates are timed.
+    exact = result["precision"] == "ieee" and result["dtype"] in ("fp32", "fp64")
+    assert not spills(result) or (exact and result["stack"] <= 8), result
     assert result["shared"] <= SHARED_MEMORY[result["arch"]], result
     if result["dtype"] in ("fp16", "bf16") or result["precision"] == "tf32":
         large = result["tile"][0] >= 64 and result["warps"] == 4
