@@ -12,7 +12,8 @@
 namespace snipkern::cuda {
 
 // The weight is seen as [out_channels, in_channels * kernel height * kernel width]; that view has the blocks, in its
-// own order. All tensors are contiguous, batch first, channels second.
+// own order. All tensors are contiguous, batch first, channels second. The pixels of an image, strides, paddings and
+// dilated kernels are below 2^29.
 struct Conv2dBsr {
   DType dtype;
   bool allow_tf32;  // floats may be rounded to tf32 for tensor cores

@@ -197,7 +197,7 @@ cudaError_t launch_csr_gradient(const CsrLists& lists, int64_t nnz, int64_t rows
   using Sum = typename Source::Sum;
   const int64_t tiles = source.tiles();
   const GradientSplits splits(rows, tiles);
-  if (splits.row_blocks == 0 || (nnz == 0 && bias == nullptr)) return cudaSuccess;
+  if (splits.row_blocks == 0 || (nnz == 0 && bias == nullptr)) return cudaGetLastError();
   const bool split = splits.splits > 1;
   Sum* parts = split ? static_cast<Sum*>(scratch) : nullptr;
   Sum* bias_parts = split ? parts + splits.splits * nnz : nullptr;

@@ -140,7 +140,7 @@ template <typename Source, typename Output>
 cudaError_t launch_csr_product(const CsrLists& lists, const void* values, int64_t rows, int64_t tiles,
                                const Source& source, const Output& output, cudaStream_t stream) {
   const int64_t row_blocks = (rows + kProductRows - 1) / kProductRows;
-  if (row_blocks * tiles == 0) return cudaSuccess;
+  if (row_blocks * tiles == 0) return cudaGetLastError();
   SNIPKERN_LAUNCH((csr_product<Source, Output>), dim3(static_cast<unsigned>(row_blocks * tiles)),
                   dim3(Source::kWarps * kWarpLanes), 0, stream, lists,
                   static_cast<const typename Source::Element*>(values), rows, row_blocks, source, output);

@@ -82,6 +82,18 @@ def test_thin_and_empty_weights(shape, generator):
         case.check_sddmm(TIER)
 
 
+def test_blocks_far_larger_than_the_weight(generator):
+    """They have the index of a block of the weight's size, and make no more work than that."""
+    case = random_case(generator, (33, 40), shape=(33, 40), density=1.0, batch=3)
+    sides = ((1 << 31) - 1, 1 << 30)
+    with run_on(TIER):
+        for transpose in (False, True):
+            *args, _, _, _ = case.spmm_args(transpose)
+            assert torch.equal(OPS.spmm_bsr(*args, *sides, transpose), OPS.spmm_bsr(*case.spmm_args(transpose)))
+        *args, _, _ = case.sddmm_args()
+        assert torch.equal(OPS.sddmm_bsr(*args, *sides), OPS.sddmm_bsr(*case.sddmm_args()))
+
+
 def skewed_case(generator, block, dtype, shape=(1300, 1100)):
     """Few blocks, but two full block rows and columns, one after the other: their lists are cut."""
     grid = torch.rand(*(-(-size // side) for size, side in zip(shape, block, strict=True)), generator=generator) < 0.01

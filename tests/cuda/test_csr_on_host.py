@@ -13,7 +13,7 @@ import test_spmm_csr_backward as backward
 import torch
 
 from snipkern import Mask
-from snipkern.testing import FLOATS
+from snipkern.testing import FLOATS, run_on
 
 pytestmark = pytest.mark.usefixtures("thread_order")
 
@@ -206,6 +206,16 @@ def test_same_bits_for_any_order_of_threads(dtype, generator, thread_order):
             runs.append([found] if isinstance(found, torch.Tensor) else found)
         for other in runs[1:]:
             assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("block", (None, (4, 4)), ids=("csr", "bsr"))
+def test_images_in_which_32_bits_do_not_count_are_refused(block, generator):
+    conv_cases.random_case(generator, stride=((1 << 29) - 1, 2), density=0.5, block=block).check(TIER)
+    case = conv_cases.random_case(generator, stride=(1 << 29, 2), density=0.5, block=block)
+    with run_on(TIER):
+        for op, args in case.args().items():
+            with pytest.raises(RuntimeError, match=rf"{op}: .* must be below 2\^29 \(got {1 << 29}\)"):
+                getattr(conv_cases.OPS, op)(*args)
 
 
 @pytest.mark.parametrize("module", PRODUCTS.values(), ids=PRODUCTS)

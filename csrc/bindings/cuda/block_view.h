@@ -1,6 +1,8 @@
 // A block topology tensor in device memory as the arrays that it packs.
 #pragma once
 
+#include <algorithm>
+
 #include "bindings/bsr_view.h"
 #include "cuda/bsr.h"
 
@@ -21,8 +23,9 @@ inline BlockIndex block_index(const char* op, const Tensor& topology, int64_t nn
   index.col_place = arrays.col_place;
   index.rows = static_cast<int32_t>(rows);
   index.cols = static_cast<int32_t>(cols);
-  index.block_height = static_cast<int32_t>(block_height);
-  index.block_width = static_cast<int32_t>(block_width);
+  // A block larger than the weight is the weight: kernels need not walk, nor count in 32 bits, what is not there.
+  index.block_height = static_cast<int32_t>(std::clamp<int64_t>(rows, 1, block_height));
+  index.block_width = static_cast<int32_t>(std::clamp<int64_t>(cols, 1, block_width));
   index.block_rows = static_cast<int32_t>(arrays.block_rows());
   index.block_cols = static_cast<int32_t>(arrays.block_cols());
   index.blocks = arrays.order - arrays.row;

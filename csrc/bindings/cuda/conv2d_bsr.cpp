@@ -3,6 +3,7 @@
 #include "bindings/conv_geometry.h"
 #include "bindings/cuda/binding.h"
 #include "bindings/cuda/block_view.h"
+#include "bindings/cuda/image_limits.h"
 #include "bindings/cuda/tf32.h"
 
 namespace snipkern::cuda {
@@ -15,6 +16,7 @@ BlockIndex block_view(const char* op, const Tensor& topology, int64_t nnz, const
       block_index(op, topology, nnz, shape.out_channels, cols, block_height, block_width, like, like_name);
   SNIPKERN_REQUIRE(index.row_place == nullptr, op, "another order",
                    "rows and columns of the topology must be in the weight's order");
+  require_small_images(op, shape);
   return index;
 }
 

@@ -1,23 +1,11 @@
 #include "cuda/conv2d_csr.h"
 
-#include <algorithm>
-
 #include "bindings/conv2d_csr_arguments.h"
 #include "bindings/cuda/binding.h"
+#include "bindings/cuda/image_limits.h"
 
 namespace snipkern::cuda {
 namespace {
-
-// Within an image, kernels count in 32 bits; samples and channels may be as many as there is memory for.
-void require_small_images(const char* op, const Conv2dShape& shape) {
-  constexpr int64_t kLimit = int64_t{1} << 29;
-  int64_t largest = std::max(shape.size[0] * shape.size[1], shape.out_size[0] * shape.out_size[1]);
-  for (int i = 0; i < 2; ++i) {
-    largest = std::max({largest, shape.stride[i], shape.padding[i], shape.kernel[i] * shape.dilation[i]});
-  }
-  SNIPKERN_REQUIRE(largest < kLimit, op, largest,
-                   "an image's pixels, the stride, the padding and the dilated kernel must be below 2^29");
-}
 
 Tensor conv2d_csr_cuda(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& topology,
                        Ints weight_shape, Ints stride, Ints padding, Ints dilation) {
