@@ -106,12 +106,14 @@ def test_what_is_not_finite_reaches_only_what_reads_it():
     assert torch.equal(y, clean) and torch.equal(grad_x, clean_grad)
 
 
-@pytest.fixture
-def tf32():
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+@pytest.fixture(params=("allow_tf32", "fp32_precision"))
+def tf32(request):
+    """By the older of torch's settings and by the newer one, after which torch refuses to read the older."""
+    matmul = torch.backends.cuda.matmul
+    before = getattr(matmul, request.param)
+    setattr(matmul, request.param, "tf32" if request.param == "fp32_precision" else True)
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    setattr(matmul, request.param, before)
 
 
 @pytest.mark.usefixtures("tf32")
