@@ -44,7 +44,7 @@ def seconds_here(engine: str, layer: Workload) -> float:
 
 
 def _may_round(engine: str, layer: Workload) -> bool:
-    """Whether an engine computes float32 with TF32: cuDNN has a permission of its own, which our kernels don't follow."""
+    """Whether an engine may round float32 to TF32; cuDNN has a permission of its own, which our kernels don't take."""
     return tf32_allowed(layer.kind if engine in ("dense", "masked") else "linear")
 
 
