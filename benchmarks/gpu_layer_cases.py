@@ -42,10 +42,10 @@ def layer(shape: Shape, density: float, blocks: Sequence[Block], device: torch.d
     makers: Makers = {
         SUBJECT: of(single, Layer.sparse_module),
         f"{SUBJECT} bf16": of(narrow, Layer.sparse_module),
-        "torch": of(single, dense),
-        "torch bf16": of(narrow, dense),
+        "torch": (single, lambda: dense(single, step)),
+        "torch bf16": (narrow, lambda: dense(narrow, step)),
+        "torch tf32": (single, lambda: rounded(dense(single, step))),
     }
-    makers["torch tf32"] = single, lambda: rounded(step(dense(single), single.x, single.dy))
     if backward:
         makers["masked"] = of(single, masked)
     if shape.kind == "linear":
@@ -71,10 +71,12 @@ def _rounded_sparse(found: Layer, step: Callable[..., Step]) -> Step:
     return rounded(step(found.sparse_module(), found.x, found.dy))
 
 
-def dense(found: Layer) -> torch.nn.Module:
-    """The module itself; convolutions in the layout that cuDNN is fastest in."""
-    module = copy.deepcopy(found.dense)
-    return module if found.shape.kind == "linear" else module.to(memory_format=torch.channels_last)
+def dense(found: Layer, step: Callable[..., Step]) -> Step:
+    """The module itself; convolutions with all that they read in the layout that cuDNN is fastest in."""
+    tensors = copy.deepcopy(found.dense), found.x, found.dy
+    if found.shape.kind == "linear":
+        return step(*tensors)
+    return step(*(tensor.to(memory_format=torch.channels_last) for tensor in tensors))
 
 
 def masked(found: Layer) -> torch.nn.Module:
@@ -139,9 +141,9 @@ def sweep(shape: Shape, densities: Sequence[float], blocks: Sequence[Block], dev
     first = Layer(shape, densities[0]).to(device)
     narrow = first.to(HALF)
     contenders = {
-        "torch": module_step(dense(first), first.x, first.dy),
-        "torch tf32": rounded(module_step(dense(first), first.x, first.dy)),
-        "torch bf16": module_step(dense(narrow), narrow.x, narrow.dy),
+        "torch": dense(first, module_step),
+        "torch tf32": rounded(dense(first, module_step)),
+        "torch bf16": dense(narrow, module_step),
     }
     for density in densities:
         contenders[f"{SUBJECT} {density:.0%}"] = Layer(shape, density).to(device).sparse()

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from snipkern.backends.precision import tf32_allowed
 from snipkern.ops import schema_bsr
 from snipkern.triton_kernels.bsr_index import BlockIndex
 from snipkern.triton_kernels.spmm_bsr_kernels import (
@@ -39,7 +40,7 @@ LEAST_SHARE = 512  # samples that are worth a program and a partial result
 
 def precision(dtype: torch.dtype) -> str:
     """How operands are multiplied: float32 as it is, unless PyTorch's own products may use tf32."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and tf32_allowed() else "ieee"
 
 
 def spmm_bsr(

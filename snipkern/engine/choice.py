@@ -99,7 +99,7 @@ def choose(
     if layer.device.type == "cuda":
         layer, grid = _with_cover(layer, mask)
         if not gpu_model.served(layer):
-            return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels")
+            return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels{_advice(layer)}")
     prediction = predict(layer)
     if clear(prediction):
         return _chosen(layer, prediction, cover=grid)
@@ -221,12 +221,17 @@ def _advice(layer: Workload) -> str:
     height, width = ADVISED_BLOCK
     if layer.device.type != "cuda" or layer.block or not has_room(layer.shape, (4 * height, 4 * width)):
         return ""
-    work = replace(layer, block=ADVISED_BLOCK, cover=None, stored=0)
-    if "bsr" not in gpu_model.served(work):
-        return ""
-    found = predict(work, "bsr")
-    wins = clear(found) and found.sparse < found.dense
-    return f"; pass block={ADVISED_BLOCK} for speed on this GPU" if wins else ""
+    linear = layer.kind == "linear"
+    # Blocks of linear layers come with orders, which cost passes over inputs and outputs, unless told otherwise.
+    for ordered in (True, False) if linear else (False,):
+        work = replace(layer, block=ADVISED_BLOCK, ordered=ordered, cover=None, stored=0)
+        if "bsr" not in gpu_model.served(work):
+            return ""
+        found = predict(work, "bsr")
+        if clear(found) and found.sparse < found.dense:
+            plainly = ", order=False" if linear and not ordered else ""
+            return f"; pass block={ADVISED_BLOCK}{plainly} for speed on this GPU"
+    return ""
 
 
 def _ratio(layer: Workload, choice: Choice, engine: str) -> str:

@@ -40,7 +40,12 @@ def served(layer: Workload) -> tuple[str, ...]:
 
 def seconds_here(engine: str, layer: Workload) -> float:
     """Predicted seconds of one step on the layer's own device, under torch's present permission for TF32."""
-    return seconds(engine, layer, gpu_of(layer.device), tf32_allowed(layer.kind))
+    return seconds(engine, layer, gpu_of(layer.device), _may_round(engine, layer))
+
+
+def _may_round(engine: str, layer: Workload) -> bool:
+    """Whether an engine may round float32 to TF32; cuDNN has a permission of its own, which our kernels don't take."""
+    return tf32_allowed(layer.kind if engine in ("dense", "masked") else "linear")
 
 
 def predict(layer: Workload, engines: tuple[str, ...], gpu: Gpu | None = None, tf32: bool | None = None) -> Prediction:
@@ -53,7 +58,10 @@ def predict(layer: Workload, engines: tuple[str, ...], gpu: Gpu | None = None, t
         tf32: Whether float32 may be rounded to TF32; None: as torch is set.
     """
     gpu = gpu or gpu_of(layer.device)
-    tf32 = tf32_allowed(layer.kind) if tf32 is None else tf32
-    sparse, engine = min((seconds(name, layer, gpu, tf32), name) for name in engines)
-    dense, masked = (seconds(name, layer, gpu, tf32) for name in ("dense", "masked"))
+
+    def step(name: str) -> float:
+        return seconds(name, layer, gpu, _may_round(name, layer) if tf32 is None else tf32)
+
+    sparse, engine = min((step(name), name) for name in engines)
+    dense, masked = step("dense"), step("masked")
     return Prediction(1e6 * dense, 1e6 * masked, 1e6 * sparse, SPREAD, engine)

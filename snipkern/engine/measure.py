@@ -49,7 +49,7 @@ class Steps:
     sparse: Step
 
 
-_cache: dict[tuple[Workload, int, str | None, str, bool], Times] = {}
+_cache: dict[tuple[Workload, int, str | None, str, bool, bool], Times] = {}
 
 
 def forbidden() -> str | None:
@@ -65,7 +65,7 @@ def forbidden() -> str | None:
 def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> Times:
     """Times one layer on its device; the shortest of several rounds, since all noise makes a step longer.
 
-    Once for each workload, number of threads, set of kernels and permission for TF32: a second call returns what the
+    Once for each workload, number of threads, set of kernels and permissions for TF32: a second call returns what the
     first one found.
 
     Args:
@@ -74,8 +74,9 @@ def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Lay
         layout: Of the mask, with the work's block; None: that block on the plain grid, if there is one.
         cover: Of the mask, with the work's covering block.
     """
-    backend, tf32 = backends.active(work.device), tf32_allowed(work.kind)
-    key = (work, torch.get_num_threads(), backends.isa(), backend, tf32)
+    # Dense convolutions go by cuDNN's permission, all else by that of matrix products.
+    tf32 = tf32_allowed("linear"), tf32_allowed(work.kind)
+    key = (work, torch.get_num_threads(), backends.isa(), backends.active(work.device), *tf32)
     times = _cache.get(key)
     if times is None:
         try:

@@ -151,14 +151,17 @@ def repeatable(parameters: Sequence[Tensor]) -> Generator[None]:
         return
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
-    filling, cudnn = settings.fill_uninitialized_memory, torch.backends.cudnn
+    filling, cudnn = settings.fill_uninitialized_memory, cast(Any, torch.backends.cudnn)
+    # Not cudnn.flags: it sets the permission for TF32 as well, which torch refuses where the newer settings say it.
+    tried, repeated = cudnn.benchmark, cudnn.deterministic
     try:
         torch.use_deterministic_algorithms(True, warn_only=was[1] or not was[0])
         settings.fill_uninitialized_memory = False  # finds mistakes, and costs a write
         # Trying algorithms out may come to another one in each pass.
-        with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
-            yield
+        cudnn.benchmark, cudnn.deterministic = False, True
+        yield
     finally:
+        cudnn.benchmark, cudnn.deterministic = tried, repeated
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
         settings.fill_uninitialized_memory = filling
 

@@ -13,6 +13,7 @@ import pytest
 import throughput
 import torch
 from cases import QUICK_LAYERS
+from layers import Layer
 from marks import compiled
 
 
@@ -135,6 +136,23 @@ def test_every_call_starts_with_an_empty_cache_and_an_event_of_its_own():
     log.clear()
     assert device.running(lambda: log.append("call"), 2) == pytest.approx(1.5e-3)
     assert log == ["event", "call", "call", "event"]
+
+
+def test_dense_convolutions_read_all_in_the_layout_of_their_weight():
+    seen = []
+
+    def step(*tensors):
+        seen.append(tensors)
+        return lambda: tensors
+
+    linear, conv = (Layer(shape, 0.5) for shape in QUICK_LAYERS)
+    gpu_layer_cases.dense(conv, step)
+    gpu_layer_cases.dense(linear, step)
+    (module, *tensors), plain = seen
+    for tensor in (module.weight, *tensors):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(tensors[0], conv.x) and torch.equal(tensors[1], conv.dy)
+    assert plain[1] is linear.x and plain[2] is linear.dy
 
 
 def test_a_contender_with_a_wrong_result_is_left_out(monkeypatch):

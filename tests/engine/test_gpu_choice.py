@@ -46,13 +46,13 @@ def gpu(monkeypatch):
 
 
 class Settings:
-    """What torch.backends says of TF32."""
+    """What torch.backends says of TF32: for matrix products, and for cuDNN, which is the same unless told otherwise."""
 
-    def __init__(self, tf32):
+    def __init__(self, tf32, cudnn=None):
         precision = "tf32" if tf32 else "none"
         self.fp32_precision = "none"
         self.cuda = type("Cuda", (), {"matmul": type("Matmul", (), {"fp32_precision": precision})})
-        self.cudnn = type("Cudnn", (), {"allow_tf32": tf32})
+        self.cudnn = type("Cudnn", (), {"allow_tf32": tf32 if cudnn is None else cudnn})
 
 
 @pytest.fixture
@@ -93,6 +93,15 @@ class TestSingleWeights:
         found = choose("auto", replace(WIDE, kept=WIDE.numel // 20), Mask.full((1, 1)))
         assert found.engine == "masked" and found.reason.endswith(ADVICE)
 
+    def test_blocks_that_are_fast_only_on_the_plain_grid_are_advised_without_order(self, gpu):
+        layer = replace(WIDE, dtype=torch.bfloat16, kept=WIDE.numel // 20)
+        gpu(device=H100)
+        found = choose("auto", layer, Mask.full((1, 1)))
+        assert found.reason.endswith("; pass block=(32, 32), order=False for speed on this GPU")
+        blocks = replace(layer, block=(32, 32))
+        plain, ordered = (predict(replace(blocks, ordered=ordered), "bsr") for ordered in (False, True))
+        assert plain.dense > gpu_model.SPREAD * plain.sparse and ordered.dense < gpu_model.SPREAD * ordered.sparse
+
     def test_nobody_is_sent_to_blocks_that_would_not_help(self, gpu):
         for layer in (
             replace(WIDE, dtype=torch.bfloat16, kept=WIDE.numel // 2),  # so many
@@ -125,6 +134,22 @@ class TestWhatIsServed:
         assert found == Choice("masked", "nothing sparse for it in triton kernels")
         assert choose("auto", replace(WIDE, block=(32, 32)), Mask.full((1, 1))).engine == "bsr"
         assert choose("csr", CONV, Mask.full((1, 1))) == Choice("csr", "as asked")
+
+    def test_who_has_block_kernels_alone_hears_of_blocks(self, gpu, monkeypatch):
+        gpu("triton", ops=("spmm_bsr",))
+        monkeypatch.setattr(engine, "covered", lambda *_: None)
+        found = choose("auto", replace(WIDE, dtype=torch.bfloat16, kept=WIDE.numel // 20), Mask.full((1, 1)))
+        assert found == Choice("masked", f"nothing sparse for it in triton kernels{ADVICE}")
+
+    def test_our_convolutions_do_not_follow_cudnns_permission(self, monkeypatch):
+        layer = replace(CONV, block=(32, 32))
+        monkeypatch.setattr(torch, "backends", Settings(tf32=False, cudnn=True))
+        found = {tf32: gpu_model.predict(layer, ("bsr",), tf32=tf32) for tf32 in (None, False, True)}
+        assert found[None].dense == found[True].dense < found[False].dense
+        assert found[None].masked == found[True].masked
+        assert found[None].sparse == found[False].sparse > found[True].sparse
+        assert 1e6 * gpu_model.seconds_here("bsr", layer) == found[None].sparse
+        assert 1e6 * gpu_model.seconds_here("dense", layer) == found[None].dense
 
     def test_compiled_kernels_serve_all(self):
         assert gpu_model.served(WIDE) == gpu_model.served(CONV) == ("csr",)

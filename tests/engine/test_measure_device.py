@@ -117,3 +117,9 @@ def test_cached_for_each_set_of_kernels_and_permission(monkeypatch):
         monkeypatch.setattr(measure, "tf32_allowed", lambda _, tf32=tf32: tf32)
         measure.measure(work, mask)
     assert len(made) == 4
+    # The dense convolution goes by one permission, the sparse one by the other.
+    conv = Workload((4, 4, 1, 1), 16, (2, 4, 3, 3))
+    for permitted in ((), ("conv",), ("linear",), ("conv", "linear"), ("conv",)):
+        monkeypatch.setattr(measure, "tf32_allowed", lambda kind, permitted=permitted: kind in permitted)
+        measure.measure(conv, mask)
+    assert len(made) == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import snipkern as sk
 from snipkern.pool import prunable
 from snipkern.scoring.gradients import gradients
+from snipkern.scoring.stream import repeatable
 from snipkern.testing import peak_allocated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,6 +181,21 @@ def test_hooks_that_would_see_the_gradients_are_refused(mlp):
     mlp[2].bias.register_post_accumulate_grad_hook(lambda parameter: None)
     with pytest.raises(ValueError, match=r"memory='stream' needs parameters without post-accumulate-grad .*'2.bias'"):
         sk.prune_(mlp, VECTORS, keep=0.2, memory="stream")
+
+
+def test_a_gpu_repeats_itself_whatever_torch_is_told_of_precision():
+    """torch refuses to read, or set, cuDNN's older permission for TF32 once the newer ones differ."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.conv.fp32_precision, cudnn.benchmark = "ieee", True
+        with repeatable([SimpleNamespace(device=torch.device("cuda", 0))]):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert cudnn.deterministic and not cudnn.benchmark
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic) == ("ieee", True, before[2])
+    finally:
+        cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
 
 
 def test_one_gradient_at_a_time():

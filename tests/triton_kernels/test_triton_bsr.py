@@ -10,7 +10,8 @@ pytestmark = [pytest.mark.slow, needs_triton]
 
 
 def test_interpreted():
-    run_interpreted("interpreted_bsr", "interpreted_conv2d_bsr", "interpreted_bsr_mutants", "interpreted_zero_pruned")
+    products = "interpreted_bsr", "interpreted_bsr_tiles", "interpreted_conv2d_bsr"
+    run_interpreted(*products, "interpreted_bsr_mutants", "interpreted_zero_pruned")
 
 
 @needs_linux
