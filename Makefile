@@ -5,7 +5,8 @@ PYTEST_ARGS ?=
 # `make gpu-compile` has an environment of its own, with a PyTorch for CUDA and the toolkit that it was built with.
 GPU_TORCH ?= torch==2.14.1
 CUDA = 13.0.*
-# Each of these processes imports torch; a file's tests stay together, for what they share.
+# Each of these processes imports torch; a file's tests stay together, for what they share. Threads that wait must sleep:
+# spinning, they keep the other processes from their cores, which makes tests of products take twice as long.
 WORKERS = --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 VENV = .venv
@@ -27,7 +28,7 @@ help: ## Show this list
 setup: $(STAMPS)/snipkern ## Make .venv: torch, snipkern (editable, C++ kernels compiled), test and plot packages
 
 test: $(STAMPS)/demo $(STAMPS)/nvcc ## Run every test
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 demo: $(STAMPS)/demo ## Train LeNets on real digits, dense and 5 % sparse, side by side
 	$(BIN)/python examples/train_mnist.py
