@@ -19,6 +19,7 @@ from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.testing import random_block_mask, random_mask
 from snipkern.topology import CoverTopology, build
+from snipkern.topology.cover import stored_weights
 
 CUDA = torch.device("cuda", 0)
 WIDE = Workload((4096, 4096), 4096**2 // 50, (4096, 4096), device=CUDA)
@@ -256,7 +257,10 @@ class TestCovers:
         for device in (A100, H100):
             gpu(device=device)
             found = choose("cover", layer, mask)
-            works = [replace(layer, cover=block, stored=found.stored, ordered=True) for block in covers.BLOCKS]
+            grids = [Layout(block, found.cover.row_order, found.cover.col_order) for block in covers.BLOCKS]
+            works = [
+                replace(layer, cover=grid.block, stored=stored_weights(mask, grid), ordered=True) for grid in grids
+            ]
             assert found.engine == "cover" and found.reason.startswith("as asked; in blocks of ")
             best = min(works, key=lambda work: gpu_model.seconds_here("cover", work))
             assert found.cover.block == best.cover
