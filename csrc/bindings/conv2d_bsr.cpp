@@ -20,10 +20,7 @@ Tensor conv2d_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional
                       Ints weight_shape, int64_t block_height, int64_t block_width, Ints stride, Ints padding,
                       Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr";
-  require_float(kOp, "x", x);
-  const Conv2dShape shape = require_input(kOp, x, weight_shape, stride, padding, dilation);
-  require_values(kOp, values, x, "x");
-  require_bias(kOp, bias, shape.out_channels, x);
+  const Conv2dShape shape = require_conv2d(kOp, x, values, bias, {weight_shape, stride, padding, dilation});
   const BsrIndex index = block_view(kOp, topology, values.numel(), shape, block_height, block_width);
   const Tensor images = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();
@@ -44,15 +41,11 @@ Tensor conv2d_bsr_input_grad_cpu(const Tensor& grad, const Tensor& values, const
                                  int64_t block_height, int64_t block_width, Ints size, Ints stride, Ints padding,
                                  Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr_input_grad";
-  require_float(kOp, "grad", grad);
-  SNIPKERN_REQUIRE(size.size() == 2, kOp, size, "size must have 2 entries");
-  const int64_t batch = grad.dim() > 0 ? grad.size(0) : 0;
-  const Conv2dShape shape = require_geometry(kOp, batch, size, weight_shape, stride, padding, dilation);
-  require_grad(kOp, grad, shape, "batch");
-  require_values(kOp, values, grad, "grad");
+  const Conv2dShape shape =
+      require_conv2d_input_grad(kOp, grad, values, size, {weight_shape, stride, padding, dilation});
   const BsrIndex index = block_view(kOp, topology, values.numel(), shape, block_height, block_width);
   const Tensor gradients = as_contiguous(grad), kept = as_contiguous(values);
-  Tensor grad_x = new_output(grad, {batch, shape.in_channels, size[0], size[1]});
+  Tensor grad_x = new_output(grad, {shape.batch, shape.in_channels, size[0], size[1]});
   Conv2dBsrInputGrad call{};
   call.dtype = kernel_dtype(kOp, grad);
   call.shape = shape;
@@ -68,10 +61,7 @@ Tensor conv2d_bsr_weight_grad_cpu(const Tensor& grad, const Tensor& x, const Ten
                                   Ints weight_shape, int64_t block_height, int64_t block_width, Ints stride,
                                   Ints padding, Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr_weight_grad";
-  require_float(kOp, "grad", grad);
-  const Conv2dShape shape = require_input(kOp, x, weight_shape, stride, padding, dilation);
-  require_grad(kOp, grad, shape, shape.batch);
-  require_like(kOp, "x", x, grad, "grad");
+  const Conv2dShape shape = require_conv2d_weight_grad(kOp, grad, x, {weight_shape, stride, padding, dilation});
   const BsrIndex index = block_view(kOp, topology, nnz, shape, block_height, block_width);
   const Tensor gradients = as_contiguous(grad), images = as_contiguous(x);
   Tensor values = torch::stable::new_empty(grad, {nnz});

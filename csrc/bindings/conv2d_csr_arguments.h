@@ -5,10 +5,6 @@
 
 namespace snipkern {
 
-struct ConvWindowArguments {
-  const Ints &weight_shape, &stride, &padding, &dilation;
-};
-
 inline TopologyView conv2d_csr_view(const char* op, const Tensor& topology, int64_t nnz, const Conv2dShape& shape) {
   return TopologyView(op, topology, nnz, shape.out_channels, shape.in_channels * shape.kernel[0] * shape.kernel[1]);
 }
@@ -21,9 +17,9 @@ struct Conv2dCsrArguments {
   std::optional<Tensor> bias;
 
   Conv2dCsrArguments(const char* op, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-                     const Tensor& topology, const ConvWindowArguments& window)
+                     const Tensor& topology, const ConvWindow& window)
       : op(op),
-        shape(checked(op, x, values, bias, window)),
+        shape(require_conv2d(op, x, values, bias, window)),
         view(conv2d_csr_view(op, topology, values.numel(), shape)),
         x(as_contiguous(x)),
         values(as_contiguous(values)) {
@@ -43,16 +39,6 @@ struct Conv2dCsrArguments {
     call.y = y.mutable_data_ptr();
     return call;
   }
-
- private:
-  static Conv2dShape checked(const char* op, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-                             const ConvWindowArguments& window) {
-    require_float(op, "x", x);
-    const Conv2dShape shape = require_input(op, x, window.weight_shape, window.stride, window.padding, window.dilation);
-    require_values(op, values, x, "x");
-    require_bias(op, bias, shape.out_channels, x);
-    return shape;
-  }
 };
 
 struct Conv2dCsrInputGradArguments {
@@ -62,9 +48,9 @@ struct Conv2dCsrInputGradArguments {
   Tensor grad, values;
 
   Conv2dCsrInputGradArguments(const char* op, const Tensor& grad, const Tensor& values, const Tensor& topology,
-                              const Ints& size, const ConvWindowArguments& window)
+                              const Ints& size, const ConvWindow& window)
       : op(op),
-        shape(checked(op, grad, values, size, window)),
+        shape(require_conv2d_input_grad(op, grad, values, size, window)),
         view(conv2d_csr_view(op, topology, values.numel(), shape)),
         grad(as_contiguous(grad)),
         values(as_contiguous(values)) {}
@@ -82,19 +68,6 @@ struct Conv2dCsrInputGradArguments {
     call.grad_x = grad_x.mutable_data_ptr();
     return call;
   }
-
- private:
-  static Conv2dShape checked(const char* op, const Tensor& grad, const Tensor& values, const Ints& size,
-                             const ConvWindowArguments& window) {
-    require_float(op, "grad", grad);
-    SNIPKERN_REQUIRE(size.size() == 2, op, size, "size must have 2 entries");
-    const int64_t batch = grad.dim() > 0 ? grad.size(0) : 0;
-    const Conv2dShape shape =
-        require_geometry(op, batch, size, window.weight_shape, window.stride, window.padding, window.dilation);
-    require_grad(op, grad, shape, "batch");
-    require_values(op, values, grad, "grad");
-    return shape;
-  }
 };
 
 struct Conv2dCsrWeightGradArguments {
@@ -104,9 +77,9 @@ struct Conv2dCsrWeightGradArguments {
   Tensor grad, x;
 
   Conv2dCsrWeightGradArguments(const char* op, const Tensor& grad, const Tensor& x, const Tensor& topology, int64_t nnz,
-                               const ConvWindowArguments& window)
+                               const ConvWindow& window)
       : op(op),
-        shape(checked(op, grad, x, window)),
+        shape(require_conv2d_weight_grad(op, grad, x, window)),
         view(conv2d_csr_view(op, topology, nnz, shape)),
         grad(as_contiguous(grad)),
         x(as_contiguous(x)) {}
@@ -122,15 +95,6 @@ struct Conv2dCsrWeightGradArguments {
     call.index = view.index;
     call.values = values.mutable_data_ptr();
     return call;
-  }
-
- private:
-  static Conv2dShape checked(const char* op, const Tensor& grad, const Tensor& x, const ConvWindowArguments& window) {
-    require_float(op, "grad", grad);
-    const Conv2dShape shape = require_input(op, x, window.weight_shape, window.stride, window.padding, window.dilation);
-    require_grad(op, grad, shape, shape.batch);
-    require_like(op, "x", x, grad, "grad");
-    return shape;
   }
 };
 

@@ -72,4 +72,40 @@ void require_grad(const char* op, const Tensor& grad, const Conv2dShape& shape, 
                                     << shape.out_size[1] << "]");
 }
 
+// Where a convolution's op puts its weights, as it is called.
+struct ConvWindow {
+  const Ints &weight_shape, &stride, &padding, &dilation;
+};
+
+// What the convolutions of single weights and of blocks require alike, as product_checks.h has it of the products.
+inline Conv2dShape require_conv2d(const char* op, const Tensor& x, const Tensor& values,
+                                  const std::optional<Tensor>& bias, const ConvWindow& window) {
+  require_float(op, "x", x);
+  const Conv2dShape shape = require_input(op, x, window.weight_shape, window.stride, window.padding, window.dilation);
+  require_values(op, values, x, "x");
+  require_bias(op, bias, shape.out_channels, x);
+  return shape;
+}
+
+inline Conv2dShape require_conv2d_input_grad(const char* op, const Tensor& grad, const Tensor& values, const Ints& size,
+                                             const ConvWindow& window) {
+  require_float(op, "grad", grad);
+  SNIPKERN_REQUIRE(size.size() == 2, op, size, "size must have 2 entries");
+  const int64_t batch = grad.dim() > 0 ? grad.size(0) : 0;
+  const Conv2dShape shape =
+      require_geometry(op, batch, size, window.weight_shape, window.stride, window.padding, window.dilation);
+  require_grad(op, grad, shape, "batch");
+  require_values(op, values, grad, "grad");
+  return shape;
+}
+
+inline Conv2dShape require_conv2d_weight_grad(const char* op, const Tensor& grad, const Tensor& x,
+                                              const ConvWindow& window) {
+  require_float(op, "grad", grad);
+  const Conv2dShape shape = require_input(op, x, window.weight_shape, window.stride, window.padding, window.dilation);
+  require_grad(op, grad, shape, shape.batch);
+  require_like(op, "x", x, grad, "grad");
+  return shape;
+}
+
 }  // namespace snipkern

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "bindings/arguments.h"
+#include "bindings/product_checks.h"
 
 namespace snipkern {
 
@@ -48,10 +49,7 @@ struct SpmmCsrArguments {
   static TopologyView checked(const char* op, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
                               const Tensor& topology, int64_t rows, int64_t cols, bool transpose) {
     const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
-    require_float(op, "x", x);
-    SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, op, Sizes{x}, "x must be [batch, " << inputs << "]");
-    require_values(op, values, x, "x");
-    require_bias(op, bias, outputs, x);
+    require_product(op, x, values, bias, inputs, outputs);
     return TopologyView(op, topology, values.numel(), rows, cols);
   }
 };
@@ -92,11 +90,7 @@ struct SddmmCsrArguments {
  private:
   static TopologyView checked(const char* op, const Tensor& a, const Tensor& b, const Tensor& topology, int64_t nnz,
                               int64_t rows, int64_t cols) {
-    require_float(op, "a", a);
-    SNIPKERN_REQUIRE(a.dim() == 2 && a.size(1) == rows, op, Sizes{a}, "a must be [batch, " << rows << "]");
-    SNIPKERN_REQUIRE(b.dim() == 2 && b.size(1) == cols && b.size(0) == a.size(0), op, Sizes{b},
-                     "b must be [" << a.size(0) << ", " << cols << "]");
-    require_like(op, "b", b, a, "a");
+    require_value_grad(op, a, b, rows, cols);
     return TopologyView(op, topology, nnz, rows, cols);
   }
 };
@@ -141,12 +135,7 @@ struct SpmmCsrBackwardArguments {
  private:
   static TopologyView checked(const char* op, const Tensor& grad, const Tensor& x, const Tensor& values,
                               const Tensor& topology, int64_t rows, int64_t cols) {
-    require_float(op, "x", x);
-    SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == cols, op, Sizes{x}, "x must be [batch, " << cols << "]");
-    SNIPKERN_REQUIRE(grad.dim() == 2 && grad.size(1) == rows && grad.size(0) == x.size(0), op, Sizes{grad},
-                     "grad must be [" << x.size(0) << ", " << rows << "]");
-    require_like(op, "grad", grad, x, "x");
-    require_values(op, values, x, "x");
+    require_backward(op, grad, x, values, rows, cols);
     return TopologyView(op, topology, values.numel(), rows, cols);
   }
 };

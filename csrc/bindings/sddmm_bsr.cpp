@@ -4,6 +4,7 @@
 
 #include "bindings/binding.h"
 #include "bindings/bsr_view.h"
+#include "bindings/product_checks.h"
 #include "cpu/spmm_bsr.h"
 
 namespace snipkern {
@@ -23,11 +24,7 @@ SddmmBsr value_grad(const char* op, const Tensor& a, const Tensor& b, const BsrI
 Tensor sddmm_bsr_cpu(const Tensor& a, const Tensor& b, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
                      int64_t block_height, int64_t block_width) {
   constexpr const char* kOp = "sddmm_bsr";
-  require_float(kOp, "a", a);
-  SNIPKERN_REQUIRE(a.dim() == 2 && a.size(1) == rows, kOp, Sizes{a}, "a must be [batch, " << rows << "]");
-  SNIPKERN_REQUIRE(b.dim() == 2 && b.size(1) == cols && b.size(0) == a.size(0), kOp, Sizes{b},
-                   "b must be [" << a.size(0) << ", " << cols << "]");
-  require_like(kOp, "b", b, a, "a");
+  require_value_grad(kOp, a, b, rows, cols);
   const BsrIndex index = block_index(kOp, topology, nnz, rows, cols, block_height, block_width);
   const Tensor left = as_contiguous(a), right = as_contiguous(b);
   Tensor values = torch::stable::new_empty(a, {nnz});
@@ -39,12 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bsr_backward_cpu(const Tensor& grad, con
                                                          const Tensor& topology, int64_t rows, int64_t cols,
                                                          int64_t block_height, int64_t block_width, bool with_bias) {
   constexpr const char* kOp = "spmm_bsr_backward";
-  require_float(kOp, "x", x);
-  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == cols, kOp, Sizes{x}, "x must be [batch, " << cols << "]");
-  SNIPKERN_REQUIRE(grad.dim() == 2 && grad.size(1) == rows && grad.size(0) == x.size(0), kOp, Sizes{grad},
-                   "grad must be [" << x.size(0) << ", " << rows << "]");
-  require_like(kOp, "grad", grad, x, "x");
-  require_values(kOp, values, x, "x");
+  require_backward(kOp, grad, x, values, rows, cols);
   const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
   Tensor grad_x = new_output(x, {x.size(0), cols});

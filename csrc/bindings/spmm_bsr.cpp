@@ -2,6 +2,7 @@
 
 #include "bindings/binding.h"
 #include "bindings/bsr_view.h"
+#include "bindings/product_checks.h"
 
 namespace snipkern {
 namespace {
@@ -10,10 +11,7 @@ Tensor spmm_bsr_cpu(const Tensor& x, const Tensor& values, const std::optional<T
                     int64_t rows, int64_t cols, int64_t block_height, int64_t block_width, bool transpose) {
   constexpr const char* kOp = "spmm_bsr";
   const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
-  require_float(kOp, "x", x);
-  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
-  require_values(kOp, values, x, "x");
-  require_bias(kOp, bias, outputs, x);
+  require_product(kOp, x, values, bias, inputs, outputs);
   const BsrIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
   const Tensor offsets = bias.has_value() ? as_contiguous(*bias) : Tensor();

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from snipkern.layout import Layout, block_sides
 from snipkern.masks import Mask
 from snipkern.topology.block import BlockTopology
-from snipkern.topology.csr import BaseTopology
+from snipkern.topology.csr import BaseTopology, copied_once
 from snipkern.topology.similar import covering_grid, gathered
 from snipkern.topology.similar import fullest_first as fullest
 
@@ -77,12 +76,7 @@ class CoverTopology(BaseTopology):
 
     def stored_at(self, device: torch.device) -> Tensor:
         """int64 ``[nnz]`` on a device, copied there once: where each value is among the blocks' values."""
-        stored_at = self._by_device.get(device)
-        if stored_at is None:
-            stored_at = self._by_device[torch.device("cpu")].to(device)
-            if not isinstance(stored_at, FakeTensor):  # of a trace, to which it belongs
-                self._by_device[device] = stored_at
-        return stored_at
+        return copied_once(self._by_device, device)
 
     def padded(self, values: Tensor) -> Tensor:
         """The blocks' values ``[blocks.nnz]``: these, and zeros between them; differentiable.

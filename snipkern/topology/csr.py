@@ -133,12 +133,7 @@ class Topology(BaseTopology):
         column lists is the kept weight ``order[k]``, and kept weights are numbered in row-major order. ``col`` and
         ``row`` are 16 bits each, two to a word, where ``cols`` or ``rows`` is at most 65536.
         """
-        index = self._by_device.get(device)
-        if index is None:
-            index = self._by_device[torch.device("cpu")].to(device)
-            if not isinstance(index, FakeTensor):  # of a trace, to which it belongs
-                self._by_device[device] = index
-        return index
+        return copied_once(self._by_device, device)
 
     def flat_index(self, device: torch.device) -> Tensor:
         return flat_index(self.on(device), self.rows, self.cols, self.nnz)
@@ -151,6 +146,16 @@ class Topology(BaseTopology):
 
     def __repr__(self) -> str:
         return f"Topology({self.rows} x {self.cols}, nnz={self.nnz})"
+
+
+def copied_once(by_device: dict[torch.device, Tensor], device: torch.device) -> Tensor:
+    """The tensor that lies on the CPU, on a device; what was copied there is kept for the next time."""
+    copy = by_device.get(device)
+    if copy is None:
+        copy = by_device[torch.device("cpu")].to(device)
+        if not isinstance(copy, FakeTensor):  # of a trace, to which it belongs
+            by_device[device] = copy
+    return copy
 
 
 def byte_rows(mask: Mask, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:

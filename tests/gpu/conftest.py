@@ -24,9 +24,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=reason))
     asked = config.option.markexpr or config.option.keyword or any("gpu" in str(name) for name in config.args)
     if reason and not asked:
-        left_out = here[1:]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        left_out = set(here[1:])
+        config.hook.pytest_deselected(items=here[1:])
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

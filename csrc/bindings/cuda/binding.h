@@ -69,4 +69,13 @@ inline Tensor new_scratch(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
+// Launches a call with the scratch memory that it asks for; the allocator keeps that for this stream's next calls.
+template <typename Call>
+void launch_with_scratch(const char* op, Call& call, int64_t (*bytes)(const Call&),
+                         cudaError_t (*launch)(const Call&, cudaStream_t), const Tensor& like, const CallSite& site) {
+  Tensor scratch = new_scratch(like, bytes(call));
+  call.scratch = scratch.mutable_data_ptr();
+  require_launched(op, launch(call, site.stream()));
+}
+
 }  // namespace snipkern::cuda

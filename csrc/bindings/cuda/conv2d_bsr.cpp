@@ -24,10 +24,7 @@ Tensor conv2d_bsr_cuda(const Tensor& x, const Tensor& values, const std::optiona
                        Ints weight_shape, int64_t block_height, int64_t block_width, Ints stride, Ints padding,
                        Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr";
-  require_float(kOp, "x", x);
-  const Conv2dShape shape = require_input(kOp, x, weight_shape, stride, padding, dilation);
-  require_values(kOp, values, x, "x");
-  require_bias(kOp, bias, shape.out_channels, x);
+  const Conv2dShape shape = require_conv2d(kOp, x, values, bias, {weight_shape, stride, padding, dilation});
   const BlockIndex index = block_view(kOp, topology, values.numel(), shape, block_height, block_width, x, "x");
   const CallSite site(x);
   const Tensor images = as_contiguous(x), kept = as_contiguous(values);
@@ -42,9 +39,7 @@ Tensor conv2d_bsr_cuda(const Tensor& x, const Tensor& values, const std::optiona
   call.values = kept.const_data_ptr();
   call.bias = bias.has_value() ? offsets.const_data_ptr() : nullptr;
   call.y = y.mutable_data_ptr();
-  Tensor scratch = new_scratch(x, conv2d_bsr_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, conv2d_bsr(call, site.stream()));
+  launch_with_scratch(kOp, call, conv2d_bsr_scratch, conv2d_bsr, x, site);
   return y;
 }
 
@@ -52,16 +47,12 @@ Tensor conv2d_bsr_input_grad_cuda(const Tensor& grad, const Tensor& values, cons
                                   int64_t block_height, int64_t block_width, Ints size, Ints stride, Ints padding,
                                   Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr_input_grad";
-  require_float(kOp, "grad", grad);
-  SNIPKERN_REQUIRE(size.size() == 2, kOp, size, "size must have 2 entries");
-  const int64_t batch = grad.dim() > 0 ? grad.size(0) : 0;
-  const Conv2dShape shape = require_geometry(kOp, batch, size, weight_shape, stride, padding, dilation);
-  require_grad(kOp, grad, shape, "batch");
-  require_values(kOp, values, grad, "grad");
+  const Conv2dShape shape =
+      require_conv2d_input_grad(kOp, grad, values, size, {weight_shape, stride, padding, dilation});
   const BlockIndex index = block_view(kOp, topology, values.numel(), shape, block_height, block_width, grad, "grad");
   const CallSite site(grad);
   const Tensor gradients = as_contiguous(grad), kept = as_contiguous(values);
-  Tensor grad_x = new_output(grad, {batch, shape.in_channels, size[0], size[1]});
+  Tensor grad_x = new_output(grad, {shape.batch, shape.in_channels, size[0], size[1]});
   Conv2dBsrInputGrad call{};
   call.dtype = kernel_dtype(kOp, grad);
   call.allow_tf32 = tf32_permission();
@@ -70,9 +61,7 @@ Tensor conv2d_bsr_input_grad_cuda(const Tensor& grad, const Tensor& values, cons
   call.grad = gradients.const_data_ptr();
   call.values = kept.const_data_ptr();
   call.grad_x = grad_x.mutable_data_ptr();
-  Tensor scratch = new_scratch(grad, conv2d_bsr_input_grad_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, conv2d_bsr_input_grad(call, site.stream()));
+  launch_with_scratch(kOp, call, conv2d_bsr_input_grad_scratch, conv2d_bsr_input_grad, grad, site);
   return grad_x;
 }
 
@@ -80,10 +69,7 @@ Tensor conv2d_bsr_weight_grad_cuda(const Tensor& grad, const Tensor& x, const Te
                                    Ints weight_shape, int64_t block_height, int64_t block_width, Ints stride,
                                    Ints padding, Ints dilation) {
   constexpr const char* kOp = "conv2d_bsr_weight_grad";
-  require_float(kOp, "grad", grad);
-  const Conv2dShape shape = require_input(kOp, x, weight_shape, stride, padding, dilation);
-  require_grad(kOp, grad, shape, shape.batch);
-  require_like(kOp, "x", x, grad, "grad");
+  const Conv2dShape shape = require_conv2d_weight_grad(kOp, grad, x, {weight_shape, stride, padding, dilation});
   const BlockIndex index = block_view(kOp, topology, nnz, shape, block_height, block_width, grad, "grad");
   const CallSite site(grad);
   const Tensor gradients = as_contiguous(grad), images = as_contiguous(x);
@@ -96,9 +82,7 @@ Tensor conv2d_bsr_weight_grad_cuda(const Tensor& grad, const Tensor& x, const Te
   call.grad = gradients.const_data_ptr();
   call.x = images.const_data_ptr();
   call.values = values.mutable_data_ptr();
-  Tensor scratch = new_scratch(grad, conv2d_bsr_weight_grad_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, conv2d_bsr_weight_grad(call, site.stream()));
+  launch_with_scratch(kOp, call, conv2d_bsr_weight_grad_scratch, conv2d_bsr_weight_grad, grad, site);
   return values;
 }
 

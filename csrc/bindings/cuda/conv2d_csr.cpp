@@ -31,9 +31,7 @@ Tensor conv2d_csr_input_grad_cuda(const Tensor& grad, const Tensor& values, cons
   Tensor grad_x = new_output(grad, {arguments.shape.batch, arguments.shape.in_channels, size[0], size[1]});
   Conv2dCsrInputGrad call = arguments.call<Conv2dCsrInputGrad>(grad_x);
   call.nnz = values.numel();
-  Tensor scratch = new_scratch(grad, conv2d_csr_input_grad_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, conv2d_csr_input_grad(call, site.stream()));
+  launch_with_scratch(kOp, call, conv2d_csr_input_grad_scratch, conv2d_csr_input_grad, grad, site);
   return grad_x;
 }
 
@@ -47,9 +45,7 @@ Tensor conv2d_csr_weight_grad_cuda(const Tensor& grad, const Tensor& x, const Te
   Tensor values = new_output(grad, {nnz});
   Conv2dCsrWeightGrad call = arguments.call<Conv2dCsrWeightGrad>(values);
   call.nnz = nnz;
-  Tensor scratch = new_scratch(grad, conv2d_csr_weight_grad_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, conv2d_csr_weight_grad(call, site.stream()));
+  launch_with_scratch(kOp, call, conv2d_csr_weight_grad_scratch, conv2d_csr_weight_grad, grad, site);
   return values;
 }
 

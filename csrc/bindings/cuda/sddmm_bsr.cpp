@@ -5,6 +5,7 @@
 #include "bindings/cuda/binding.h"
 #include "bindings/cuda/block_view.h"
 #include "bindings/cuda/tf32.h"
+#include "bindings/product_checks.h"
 #include "cuda/spmm_bsr_backward.h"
 
 namespace snipkern::cuda {
@@ -13,11 +14,7 @@ namespace {
 Tensor sddmm_bsr_cuda(const Tensor& a, const Tensor& b, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
                       int64_t block_height, int64_t block_width) {
   constexpr const char* kOp = "sddmm_bsr";
-  require_float(kOp, "a", a);
-  SNIPKERN_REQUIRE(a.dim() == 2 && a.size(1) == rows, kOp, Sizes{a}, "a must be [batch, " << rows << "]");
-  SNIPKERN_REQUIRE(b.dim() == 2 && b.size(1) == cols && b.size(0) == a.size(0), kOp, Sizes{b},
-                   "b must be [" << a.size(0) << ", " << cols << "]");
-  require_like(kOp, "b", b, a, "a");
+  require_value_grad(kOp, a, b, rows, cols);
   const BlockIndex index = block_index(kOp, topology, nnz, rows, cols, block_height, block_width, a, "a");
   const CallSite site(a);
   const Tensor left = as_contiguous(a), right = as_contiguous(b);
@@ -30,9 +27,7 @@ Tensor sddmm_bsr_cuda(const Tensor& a, const Tensor& b, const Tensor& topology, 
   call.index = index;
   call.batch = a.size(0);
   call.values = values.mutable_data_ptr();
-  Tensor scratch = new_scratch(a, sddmm_bsr_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, sddmm_bsr(call, site.stream()));
+  launch_with_scratch(kOp, call, sddmm_bsr_scratch, sddmm_bsr, a, site);
   return values;
 }
 
@@ -40,12 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bsr_backward_cuda(const Tensor& grad, co
                                                           const Tensor& topology, int64_t rows, int64_t cols,
                                                           int64_t block_height, int64_t block_width, bool with_bias) {
   constexpr const char* kOp = "spmm_bsr_backward";
-  require_float(kOp, "x", x);
-  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == cols, kOp, Sizes{x}, "x must be [batch, " << cols << "]");
-  SNIPKERN_REQUIRE(grad.dim() == 2 && grad.size(1) == rows && grad.size(0) == x.size(0), kOp, Sizes{grad},
-                   "grad must be [" << x.size(0) << ", " << rows << "]");
-  require_like(kOp, "grad", grad, x, "x");
-  require_values(kOp, values, x, "x");
+  require_backward(kOp, grad, x, values, rows, cols);
   const BlockIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
   const CallSite site(x);
   const Tensor dy = as_contiguous(grad), x_rows = as_contiguous(x), kept = as_contiguous(values);
@@ -63,9 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bsr_backward_cuda(const Tensor& grad, co
   call.grad_x = grad_x.mutable_data_ptr();
   call.grad_values = grad_values.mutable_data_ptr();
   call.grad_bias = with_bias ? grad_bias.mutable_data_ptr() : nullptr;
-  Tensor scratch = new_scratch(x, spmm_bsr_backward_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, spmm_bsr_backward(call, site.stream()));
+  launch_with_scratch(kOp, call, spmm_bsr_backward_scratch, spmm_bsr_backward, x, site);
   return {grad_x, grad_values, grad_bias};
 }
 

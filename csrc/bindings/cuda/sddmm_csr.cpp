@@ -17,9 +17,7 @@ Tensor sddmm_csr_cuda(const Tensor& a, const Tensor& b, const Tensor& topology, 
   Tensor values = new_output(a, {nnz});
   SddmmCsr call = arguments.call<SddmmCsr>(values);
   call.nnz = nnz;
-  Tensor scratch = new_scratch(a, sddmm_csr_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, sddmm_csr(call, site.stream()));
+  launch_with_scratch(kOp, call, sddmm_csr_scratch, sddmm_csr, a, site);
   return values;
 }
 

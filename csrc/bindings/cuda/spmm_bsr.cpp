@@ -3,6 +3,7 @@
 #include "bindings/cuda/binding.h"
 #include "bindings/cuda/block_view.h"
 #include "bindings/cuda/tf32.h"
+#include "bindings/product_checks.h"
 
 namespace snipkern::cuda {
 namespace {
@@ -11,10 +12,7 @@ Tensor spmm_bsr_cuda(const Tensor& x, const Tensor& values, const std::optional<
                      int64_t rows, int64_t cols, int64_t block_height, int64_t block_width, bool transpose) {
   constexpr const char* kOp = "spmm_bsr";
   const int64_t inputs = transpose ? rows : cols, outputs = transpose ? cols : rows;
-  require_float(kOp, "x", x);
-  SNIPKERN_REQUIRE(x.dim() == 2 && x.size(1) == inputs, kOp, Sizes{x}, "x must be [batch, " << inputs << "]");
-  require_values(kOp, values, x, "x");
-  require_bias(kOp, bias, outputs, x);
+  require_product(kOp, x, values, bias, inputs, outputs);
   const BlockIndex index = block_index(kOp, topology, values.numel(), rows, cols, block_height, block_width, x, "x");
   const CallSite site(x);
   const Tensor x_rows = as_contiguous(x), kept = as_contiguous(values);
@@ -30,9 +28,7 @@ Tensor spmm_bsr_cuda(const Tensor& x, const Tensor& values, const std::optional<
   call.transpose = transpose;
   call.batch = x.size(0);
   call.y = y.mutable_data_ptr();
-  Tensor scratch = new_scratch(x, spmm_bsr_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, spmm_bsr(call, site.stream()));
+  launch_with_scratch(kOp, call, spmm_bsr_scratch, spmm_bsr, x, site);
   return y;
 }
 

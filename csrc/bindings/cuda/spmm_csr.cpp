@@ -15,9 +15,7 @@ Tensor spmm_csr_cuda(const Tensor& x, const Tensor& values, const std::optional<
   Tensor y = new_output(x, {x.size(0), arguments.outputs});
   SpmmCsr call = arguments.call<SpmmCsr>(y);
   call.nnz = values.numel();
-  Tensor scratch = new_scratch(x, spmm_csr_scratch(call));
-  call.scratch = scratch.mutable_data_ptr();
-  require_launched(kOp, spmm_csr(call, site.stream()));
+  launch_with_scratch(kOp, call, spmm_csr_scratch, spmm_csr, x, site);
   return y;
 }
 
