@@ -16,6 +16,8 @@ struct Lists {
   const int32_t* ptr;
   IndexList index;
   int64_t rows, cols;
+
+  bool there() const { return ptr != nullptr; }
 };
 
 template <typename A>

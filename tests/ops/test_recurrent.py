@@ -40,7 +40,8 @@ def test_equals_torchs_own_layer(tier, mode, lengths, reverse, generator):
 @pytest.mark.parametrize("tier", TIERS)
 def test_projection(tier, reverse, generator):
     for size in (1, 4, 19):
-        case = random_recurrent(generator, "LSTM", RAGGED, projection=size, reverse=reverse, dtype=torch.float64)
+        options = {"hidden": 21, "projection": size, "reverse": reverse}
+        case = random_recurrent(generator, "LSTM", RAGGED, dtype=torch.float64, **options)
         check(case, tier)
 
 
@@ -262,14 +263,16 @@ def test_nan_stays_with_its_sample(tier, generator):
 @pytest.mark.parametrize("tier", COMPILED)
 def test_lanes_without_a_sample_never_count(tier, generator):
     """A plain RNN whose state would overflow by itself, where no input holds it down."""
-    case = random_recurrent(generator, "RNN_RELU", (200,) * 3, density=1.0, hidden=4)
-    big = {"ih": torch.zeros_like(case.values["ih"]), "hh": torch.full_like(case.values["hh"], 2.0)}
-    h0 = torch.zeros_like(case.h0)
-    bias = torch.where(torch.arange(4) < 4, 1.0, 0.0)
-    x = torch.zeros_like(case.x)
-    held = replace(case, x=x, h0=h0, values=big, bias_ih=-bias, bias_hh=torch.zeros(4))
-    results = held.run(tier)
-    for tensor in results.values():
+    case = random_recurrent(generator, "RNN_RELU", (200,) * 3, hidden=4, density=1.0)
+    held = replace(
+        case,
+        x=torch.ones_like(case.x),
+        h0=torch.zeros_like(case.h0),
+        values={"ih": torch.full_like(case.values["ih"], -10.0), "hh": torch.full_like(case.values["hh"], 2.0)},
+        bias_ih=torch.ones(4),
+        bias_hh=torch.zeros(4),
+    )
+    for tensor in held.run(tier).values():
         assert tensor.isfinite().all()
 
 
