@@ -93,7 +93,7 @@ def mask_grid(
     if columns is not None and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
         raise ValueError(f"mask_grid: columns must be a positive integer (got {columns!r})")
     down = math.ceil(len(masks) / (columns or 5))
-    across = columns or math.ceil(len(masks) / down)
+    across = min(columns or math.ceil(len(masks) / down), len(masks))
     views = [view_of("mask_grid", mask, image_shape, parts, view, MOST_CELLS_OF_PANEL) for mask in masks.values()]
     first = views[0]
     largest = max(seen.largest for seen in views)

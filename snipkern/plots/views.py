@@ -204,7 +204,7 @@ def _matrix(mask: Mask, names: tuple[str, ...], window: int, most: int) -> View:
 
 
 def _bright(values: Tensor) -> float:
-    """Where the scale ends: by the few fullest cells, of rows and columns that are kept whole, all else would be dark."""
+    """Where the scale ends: by the few fullest cells (rows and columns kept whole), all else would be dark."""
     used = values[values > 0]
     return float(used.kthvalue(math.ceil(BRIGHT * used.numel())).values) if used.numel() else 1.0
 
