@@ -176,12 +176,15 @@ def _has_cycles(graph: Graph, names: Sequence[str]) -> bool:
 
 def _used(graph: Graph, name: str, mask: Mask, hears: Flags | None, used: dict[str, Flags]) -> Flow:
     """What is alive of one layer, as far as it is known what is used of it; marks what it uses of others."""
-    kept = _matrix(mask)
+    live = _matrix(mask)
     needed = used.get(name, np.zeros(mask.shape[0], dtype=np.bool_)).copy()
-    live = kept & needed[:, None] if hears is None else kept & needed[:, None] & hears
+    if not needed.all():
+        live = live & needed[:, None]
+    if hears is not None and not hears.all():
+        live = live & hears
     groups = graph.groups.get(name, 1)
     heard = live.any(0).reshape(mask.shape[1], mask.shape[2:].numel()).any(1)
     for channels in graph.inputs.get(name, []):
         use_(channels, np.tile(heard, groups) if size(channels) == groups * mask.shape[1] else None, used)
-    rows = live.any(1)
-    return Flow(int(heard.size - heard.sum()), int(rows.size - rows.sum()), int(live.sum()), hears is not None, needed)
+    rows, effective = live.any(1), int(np.count_nonzero(live))
+    return Flow(int(heard.size - heard.sum()), int(rows.size - rows.sum()), effective, hears is not None, needed)
