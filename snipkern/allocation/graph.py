@@ -101,6 +101,8 @@ class Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.failed:
+            return func(*args, **kwargs)
         given: list[Given] = []
         with self._giving_up():
             # With shapes as they are before the call: some functions change them in place.
@@ -177,7 +179,7 @@ class Watch(TorchFunctionMode):
                 return self._layer(pooled, name, call)
         if not known:
             return None
-        if name in LAYERS or name in LOOKUPS:  # not pooled: dense
+        if any(name in table for table in (LAYERS, LOOKUPS, RECURRENT, CELLS)):  # not pooled: dense
             self.graph.used += known
             return None
         origin = self._of_state(name, args) or follow(name, args, kwargs, given, results) or Origin(Unknown(), 0)
