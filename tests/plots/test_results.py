@@ -175,7 +175,7 @@ def test_many_layers_with_long_names_do_not_overlap():
         f"transformer.encoder.layers.{n}.attention.output.dense.weight": random_mask(9, 9, seed=n) for n in range(60)
     }
     figure = plots.layer_densities(masks)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == list(masks)  # without their middles they would be the same
     boxes = [label.get_window_extent() for label in labels]
