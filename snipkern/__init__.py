@@ -7,6 +7,7 @@
 
 from snipkern import backends, criteria, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.collapse import CollapseWarning
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
@@ -18,6 +19,7 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "CollapseWarning",
     "Layout",
     "Mask",
     "Plan",
