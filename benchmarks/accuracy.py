@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import data
+import lenets
 import machine
-import models
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -82,7 +82,7 @@ class Run:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", action="append", type=_dataset, metavar="NAME=FOLDER", help="repeatable")
-    parser.add_argument("--models", nargs="+", choices=list(models.MODELS), default=["lenet-300-100"])
+    parser.add_argument("--models", nargs="+", choices=list(lenets.MODELS), default=["lenet-300-100"])
     parser.add_argument("--masks", default="*", help="which, as a shell pattern, or several with commas (default: all)")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.05, 0.02], help="(default: 0.05 0.02)")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: %(default)s)")
@@ -128,7 +128,7 @@ def train(run: Run, folder: Path | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     start = time.perf_counter()
     digits = data.load(folder)
-    model = models.MODELS[run.model](torch.Generator().manual_seed(run.seed))
+    model = lenets.MODELS[run.model](torch.Generator().manual_seed(run.seed))
     density = 1.0
     if run.mask != "dense":
         scoring = _shuffled(digits, run.seed + 1)
