@@ -71,7 +71,7 @@ def vgg(version: str, stages: tuple[tuple[int, ...], ...] = VGG) -> nn.Sequentia
 
 
 class _Residual(nn.Module):
-    """Norm, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution of the first ReLU where the shape changes."""
+    """Norm, ReLU, 3x3 convolution, twice; a 1x1 convolution of the first ReLU is the shortcut where needed."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
