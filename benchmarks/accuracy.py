@@ -75,7 +75,7 @@ class Run:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", action="append", type=_dataset, metavar="NAME=FOLDER", help="repeatable")
+    parser.add_argument("--data", action="append", type=dataset_folder, metavar="NAME=FOLDER", help="repeatable")
     parser.add_argument("--models", nargs="+", choices=list(lenets.MODELS), default=["lenet-300-100"])
     parser.add_argument("--masks", default="*", help="which, as a shell pattern, or several with commas (default: all)")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.05, 0.02], help="(default: 0.05 0.02)")
@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _dataset(text: str) -> tuple[str, Path]:
+def dataset_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"data must be NAME=FOLDER (got {text!r})")
