@@ -87,7 +87,8 @@ def fit(
     steps = recipe.epochs * len(batches)
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step, steps))
-    forward = torch.compile(model) if compiled else model
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    forward = torch.compile(model) if compiled and convolves else model
     generator = torch.Generator().manual_seed(seed)
     course: dict[str, Any] = {"loss": [], "accuracy": [], "diverged": None, "checkpoints": []}
     step = 0
