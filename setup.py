@@ -207,6 +207,7 @@ def main():
             "snipkern.nn",
             "snipkern.ops",
             "snipkern.parallel",
+            "snipkern.plots",
             "snipkern.scoring",
             "snipkern.selection",
             "snipkern.topology",
