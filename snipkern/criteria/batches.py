@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snipkern.scoring.backward import recomputes
 
-__all__ = ["differentiable", "hessian_products", "signs"]
+__all__ = ["differentiable", "hessian_products", "require_no_recomputing", "signs"]
 
 
 @contextlib.contextmanager
@@ -42,8 +42,8 @@ def differentiable(model: nn.Module) -> Generator[None]:
 
 def hessian_products(
     op: str, loss: Tensor, parameters: Sequence[Tensor], vectors: Iterable[Sequence[Tensor]]
-) -> Iterator[list[Tensor]]:
-    """``H v`` for each vector ``v``, with the Hessian ``H`` of a loss with respect to parameters.
+) -> Iterator[tuple[Sequence[Tensor], list[Tensor]]]:
+    """Each vector ``v`` and ``H v``, with the Hessian ``H`` of a loss with respect to parameters.
 
     Args:
         op: Who asks, for messages.
@@ -59,25 +59,41 @@ def hessian_products(
 
     Source: Pearlmutter: Fast exact multiplication by the Hessian, 1994.
     """
-    if recomputes(loss):
-        raise ValueError(
-            f"{op}: second derivatives can't go through reentrant checkpoints; checkpoint with use_reentrant=False (got"
-            " a loss that lies on some)"
-        )
+    require_no_recomputing(op, loss)
     with twice(op):
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     # What a loss does not reach, or is linear in, has no curvature.
-    curved = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad]
+    curved = [
+        (i, part)
+        for i, part in enumerate(cast(Sequence["Tensor | None"], gradients))
+        if part is not None and part.requires_grad
+    ]
     for vector in vectors:
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if curved:
-            outputs, factors = [cast(Tensor, gradients[i]) for i in curved], [vector[i] for i in curved]
+            outputs, factors = [part for _, part in curved], [vector[i] for i, _ in curved]
             with twice(op):
                 found = torch.autograd.grad(outputs, parameters, factors, retain_graph=True, allow_unused=True)
-        yield [
-            torch.zeros_like(parameter) if product is None else product.detach()
-            for parameter, product in zip(parameters, found, strict=True)
-        ]
+        yield (
+            vector,
+            [
+                torch.zeros_like(parameter) if product is None else product.detach()
+                for parameter, product in zip(parameters, found, strict=True)
+            ],
+        )
+
+
+def require_no_recomputing(op: str, loss: Tensor) -> None:
+    """That no reentrant checkpoints lie under a loss: torch gives no gradients of chosen parameters through them.
+
+    Raises:
+        ValueError: If they do.
+    """
+    if recomputes(loss):
+        raise ValueError(
+            f"{op}: curvature can't be seen through reentrant checkpoints; checkpoint with use_reentrant=False (got a"
+            " loss that lies on some)"
+        )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,11 @@ class Factors:
         Raises:
             ValueError: For a batch that can't be cut into samples.
         """
-        samples = (cut := Batch(batch)).samples(self.op)
+        cut = Batch(batch)
+        samples = cut.samples(self.op)
         return self._rows(cut, torch.full((samples, 1, 1), samples**-0.5, dtype=torch.float64), of_outputs=False)
 
-    def gauss_newton(
-        self, batch: Any, draws: int | None, generator: torch.Generator
-    ) -> Iterator[dict[str, Tensor]]:
+    def gauss_newton(self, batch: Any, draws: int | None, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """Of the Gauss-Newton matrix, exactly, or of a random matrix with that mean.
 
         Args:
@@ -70,7 +69,8 @@ class Factors:
         Raises:
             ValueError: For a batch, model or loss that this can't be made of.
         """
-        samples = (cut := Batch(batch)).samples(self.op)
+        cut = Batch(batch)
+        samples = cut.samples(self.op)
         if draws is None:
             vectors = exact_factors(self.op, self.model, self.loss_fn, batch)
         else:
@@ -84,6 +84,7 @@ class Factors:
 
     def _rows(self, batch: Batch, vectors: Tensor, of_outputs: bool) -> Iterator[dict[str, Tensor]]:
         samples, rows, _ = vectors.shape
+        vectors = vectors.to(next(iter(self.weights.values())).device)
         wide = max(1, min(rows, self.at_once))
         many = max(1, self.at_once // wide)
         for first in range(0, samples, many):
@@ -99,7 +100,8 @@ class Factors:
             return only_output(self.op, seen).reshape(-1) if of_outputs else loss.reshape(1)
 
         def pulled(sample: Sequence[Tensor], cotangents: Tensor) -> dict[str, Tensor]:
-            value, pull = vjp(lambda weights: values(weights, sample), self.weights)
+            found: Any = vjp(lambda weights: values(weights, sample), self.weights)
+            value, pull = found
             return vmap(pull, randomness="different")(cotangents.to(value.dtype))[0]
 
         if self.mapped:
@@ -122,6 +124,7 @@ class Factors:
                 found = torch.autograd.grad(
                     value, list(weights.values()), cotangent.to(value), retain_graph=True, allow_unused=True
                 )
+                found = cast(Sequence["Tensor | None"], found)
                 for (name, weight), gradient in zip(weights.items(), found, strict=True):
                     made[name].append(torch.zeros_like(weight) if gradient is None else gradient)
         return {name: torch.stack(rows) for name, rows in made.items()}

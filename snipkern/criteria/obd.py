@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snipkern.criteria.base import Criterion, Scores
 from snipkern.criteria.context import Context
-from snipkern.criteria.curvature import differentiable, hessian_products, signs
+from snipkern.criteria.curvature import differentiable, hessian_products, require_no_recomputing, signs
 from snipkern.criteria.factors import Factors
 from snipkern.scoring.gradients import checked_loss
 
@@ -25,8 +25,8 @@ CURVATURES = ("gauss-newton", "fisher", "hutchinson")
 class Obd(Criterion):
     """``w^2 H_jj / 2`` with the diagonal of the loss's Hessian H: for trained networks.
 
-    At a minimum of the loss that is what the loss rises by when weight j alone is removed, to second order. Far from one,
-    at initialisation above all, the gradient says more: take SNIP there.
+    At a minimum of the loss that is what the loss rises by when weight j alone is removed, to second order. Far from
+    one, at initialisation above all, the gradient says more: take SNIP there.
 
     Args:
         curvature: What stands for H. ``"gauss-newton"``: the part of H without second derivatives of the network, never
@@ -41,9 +41,9 @@ class Obd(Criterion):
     The first two cut a batch into samples, along the first dimension of its tensors; the loss of a sample is
     ``loss_fn(model, batch of that sample)``, a batch's the mean of these.
 
-    Cost: exact Gauss-Newton: for each sample a forward pass and as many backward passes as there are outputs; memory for
-    a diagonal and 256 MiB of gradients of samples, or one gradient if that is larger. Hutchinson: for each batch and z
-    about two forward and backward passes; memory of a second backward pass.
+    Cost: exact Gauss-Newton: for each sample a forward pass and as many backward passes as there are outputs; memory
+    for a diagonal and 256 MiB of gradients of samples, or one gradient if that is larger. Hutchinson: for each batch
+    and z about two forward and backward passes; memory of a second backward pass.
 
     Source: LeCun, Denker, Solla: Optimal Brain Damage, NeurIPS 1989, equation 5.
     """
@@ -84,14 +84,13 @@ def require_curvature(op: str, curvature: object, allowed: Sequence[str], sample
 
 
 def rows_of(
-    on: Context, op: str, curvature: str, samples: int | None, generator: torch.Generator, batches: Any
+    on: Context, op: str, curvature: str, samples: int | None, generator: torch.Generator, batches: Iterable[Any]
 ) -> Iterator[dict[str, Tensor]]:
     """Rows, some at a time, whose outer products sum up to the curvature of all batches."""
     factors = Factors(op, on.model, on.loss_fn, on.weights())
     for batch in batches:
-        # By the plain way once, as what is seen of a batch's own losses is checked there.
-        with torch.enable_grad():
-            checked_loss(on.loss_fn(on.model, batch), on.pool)
+        # The whole batch once, which says what is wrong with it, before samples of it.
+        require_no_recomputing(op, checked_loss(on.loss_fn(on.model, batch), on.pool))
         if curvature == "fisher":
             yield from factors.fisher(batch)
         else:
@@ -106,3 +105,21 @@ def diagonal_of(rows: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
             squares = part.to(torch.promote_types(part.dtype, torch.float32)).square().sum(0)
             total[name] = total[name].add_(squares) if name in total else squares
     return total
+
+
+def hutchinson_diagonal(
+    on: Context, batches: Iterable[Any], samples: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Sum over batches of estimates of the Hessian's diagonal, each the mean of ``z * Hz`` over some sign vectors z.
+
+    Source: Bekas, Kokiopoulou, Saad: An estimator for the diagonal of a matrix, 2007.
+    """
+    parameters = [entry.parameter for entry in on.pool]
+    total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
+    for batch in batches:
+        loss = checked_loss(on.loss_fn(on.model, batch), on.pool)
+        drawn = (signs(parameters, generator) for _ in range(samples))
+        for vector, products in hessian_products("obd", loss, parameters, drawn):
+            for sum_, sign, product in zip(total, vector, products, strict=True):
+                sum_.add_(sign * product, alpha=1 / samples)
+    return {entry.fqn: diagonal for entry, diagonal in zip(on.pool, total, strict=True)}

@@ -46,7 +46,7 @@ def exact_factors(op: str, model: nn.Module, loss_fn: LossFn, batch: Any) -> Ten
     gradient = _gradient(loss, outputs, create_graph=True)
     if gradient is None or not gradient.requires_grad:
         raise ValueError(
-            f"{op}: curvature='gauss-newton' needs a loss that is computed from the model's outputs, and curved in them;"
+            f"{op}: curvature='gauss-newton' needs a loss that is made of the model's outputs, and curved in them;"
             f" else take 'hutchinson' or 'fisher' (got a loss of {describe(outputs)} that is not)"
         )
     columns = gradient.flatten(1).sum(0)
@@ -73,7 +73,9 @@ def _gradient(loss: Any, outputs: Tensor, create_graph: bool = False) -> Tensor 
 
 def _factored(op: str, hessian: Tensor) -> Tensor:
     if not bool(torch.isfinite(hessian).all()):
-        raise ValueError(f"{op}: the loss must be finite, and finitely curved in the model's outputs (got one that is not)")
+        raise ValueError(
+            f"{op}: the loss must be finite, and finitely curved in the model's outputs (got one that is not)"
+        )
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     largest = float(values.abs().max())
     if float(values.min()) < -CONCAVE * largest:
@@ -111,7 +113,7 @@ def drawn_factors(
     classes = None if labels is None else _class_dimension(outputs, labels, loss)
     if labels is None or classes is None:
         raise ValueError(
-            f"{op}: rows of curvature='gauss-newton' are drawn for mean cross entropy of (inputs, integer labels) alone;"
+            f"{op}: samples of curvature='gauss-newton' are for mean cross entropy of (inputs, integer labels) alone;"
             f" take samples=None, or curvature='hutchinson' or 'fisher' (got another loss, or {describe(batch)})"
         )
     outputs = outputs.detach().double().movedim(classes, 1)
@@ -126,7 +128,12 @@ def drawn_factors(
 
 def _class_dimension(outputs: Tensor, labels: Any, loss: Any) -> int | None:
     """The dimension over which a loss is mean cross entropy, or None if it is not."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
         return None
     for dimension in (1, -1):
         if outputs.dim() < 2 or outputs.movedim(dimension, 1).select(1, 0).shape != labels.shape:
