@@ -7,6 +7,7 @@
 
 from snipkern import backends, criteria, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
@@ -18,11 +19,13 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Layout",
     "Mask",
     "Plan",
     "Pruned",
     "backends",
+    "compare",
     "criteria",
     "dense_state_dict",
     "distributed",
