@@ -88,7 +88,7 @@ def work(run: Run | OneClass, folders: Mapping[str, Path], device: str, compiled
 
 
 def said(row: Mapping[str, Any]) -> str:
-    if "kept" in row:
+    if "pictures" in row:
         return f"one-class masks, {row['keep']:.0%} kept"
     return f"{row['model']} {row['method']} {row['keep']:.3g}: {row['test_error']:.2f} %"
 

@@ -38,8 +38,8 @@ def trace(run: OneClass, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Scores one batch of each class at the same weights and looks at the first layer's masks.
 
     Returns:
-        The run's fields; ``kept``: ``[10][28][28]``, kept connections of each input pixel, a picture for each class;
-        ``correlations``: ``[10][10]`` of :func:`correlations`.
+        The run's fields; ``pictures``: for each class, 28 strings of 28 numbers, the kept connections of each input
+        pixel; ``correlations``: ``[10][10]`` of :func:`correlations`.
     """
     torch.set_num_threads(1)
     task = paper_data.load(run.dataset, folders.get(run.dataset))
@@ -53,7 +53,8 @@ def trace(run: OneClass, folders: Mapping[str, Path]) -> dict[str, Any]:
         pictures.append(mask.to_dense().sum(0).view(task.train_images.shape[2:]))
         means.append(task.train_images[chosen].mean((0, 1)))
     kept, mean = torch.stack(pictures), torch.stack(means)
-    return {**asdict(run), "kept": kept.tolist(), "correlations": correlations(kept, mean).tolist()}
+    written = [[" ".join(map(str, line)) for line in picture] for picture in kept.tolist()]
+    return {**asdict(run), "pictures": written, "correlations": correlations(kept, mean).tolist()}
 
 
 def correlations(kept: Tensor, means: Tensor) -> Tensor:
