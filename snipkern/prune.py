@@ -53,7 +53,7 @@ class Plan(Pruned):
         for entry in self.pool:
             if found.get(entry.fqn) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return convert_(self.team, self.pool, self, self.optimizer)
+        return convert_(self.team, self.pool, self, self.optimizer, self.update)
 
 
 def plan(

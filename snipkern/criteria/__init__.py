@@ -12,6 +12,7 @@ from snipkern.criteria.obs import Obs
 from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
+from snipkern.criteria.wanda import Wanda
 
 __all__ = [
     "CRITERIA",
@@ -27,13 +28,14 @@ __all__ = [
     "Shuffled",
     "Snip",
     "Update",
+    "Wanda",
     "criterion_of",
 ]
 
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
-    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Obd(), Obs(), Grasp(), LeaveOneOut())
+    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda(), Obd(), Obs(), Grasp(), LeaveOneOut())
 }
 
 

@@ -106,9 +106,9 @@ def test_outputs_that_have_no_temperature():
             return super().forward(x), None
 
     model = Two(4, 3)
-    before = explicit.state_of(model)
     loss_fn = lambda model, batch: F.cross_entropy(model(batch[0])[0], batch[1])  # noqa: E731
     batches = [(torch.randn(5, 4), torch.randint(0, 3, (5,)))]
+    before = explicit.state_of(model)
     with pytest.raises(ValueError) as error:
         sk.prune_(model, batches, 0.5, criterion=Grasp(temperature=2), loss_fn=loss_fn)
     assert str(error.value) == (
