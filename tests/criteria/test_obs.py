@@ -111,7 +111,7 @@ def test_on_a_quadratic_the_score_is_what_the_loss_rises_by():
             left = [c for c in range(8) if c != column]
             solution = torch.linalg.lstsq(x[:, left], y[:, row : row + 1]).solution
             without = float((x[:, left] @ solution - y[:, row : row + 1]).square().mean())
-            with_it = float((x @ model.weight[row] - y[:, row]).square().mean())
+            with_it = float((x @ weight[row] - y[:, row]).square().mean())
             saliency = float(weight[row, column] ** 2 * stiffness[row, column] / 2)
             assert saliency == pytest.approx(without - with_it, rel=1e-6, abs=1e-9 * least)
 
