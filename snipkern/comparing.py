@@ -24,6 +24,7 @@ from snipkern.distributed import Team, team_of
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import scores_of
 from snipkern.ops.schema_saliency import SCORES
+from snipkern.options import loader_of
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.scoring.gradients import LossFn, default_loss
 from snipkern.selection.select import kept_count
@@ -130,6 +131,8 @@ def compare(
         )
     if core(yardstick) is not yardstick:
         raise ValueError(f"compare: against must be a criterion with scores of its own (got {_label(yardstick)})")
+    for criterion in (yardstick, *chosen):
+        loader_of(loader, core(criterion).name, core(criterion).needs_data)
     team = team_of(model, process_group)
     if team.sharded:
         raise ValueError("compare: the model must not be sharded; compare before fully_shard (got one with DTensors)")

@@ -68,6 +68,7 @@ def hessian_products(
         for i, part in enumerate(cast(Sequence["Tensor | None"], gradients))
         if part is not None and part.requires_grad
     ]
+    _require_twice(op, [part for _, part in curved])
     for vector in vectors:
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if curved:
@@ -96,13 +97,27 @@ def require_no_recomputing(op: str, loss: Tensor) -> None:
         )
 
 
+def _require_twice(op: str, gradients: Sequence[Tensor]) -> None:
+    """That no function marked as differentiable once lies under gradients: torch would leave it out without a word."""
+    waiting: list[Any] = [gradient.grad_fn for gradient in gradients]
+    seen: set[Any] = {None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name():
+            raise ValueError(f"{op}: the loss must be twice differentiable (got a function that is so once)")
+        waiting += [following for following, _ in node.next_functions]
+
+
 @contextlib.contextmanager
 def twice(op: str) -> Generator[None]:
     """Says what is missing where torch has no second derivative."""
     try:
         yield
     except RuntimeError as error:
-        if "not implemented" in str(error) or "once_differentiable" in str(error) or "twice" in str(error):
+        if "not implemented" in str(error):
             raise ValueError(
                 f"{op}: the loss must be twice differentiable (got {type(error).__name__}: {error})"
             ) from error

@@ -151,7 +151,7 @@ class Blocks:
         added = self.damping * mean or torch.finfo(torch.float32).tiny
         some = max(1, PIECE // (self.size**2 * 8))
         for first in range(0, self.count, some):
-            block = self.sums[first : first + some].double()
+            block = self.sums[first : first + some].to(torch.float64, copy=True)
             block.diagonal(dim1=1, dim2=2).add_(added)
             yield slice(first, first + some), block
 
