@@ -5,11 +5,12 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, distributed, nn, ops
+from snipkern import backends, distributed, nn, ops, penalties
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
+from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
 from snipkern.scoring.gradients import score
 from snipkern.selection.files import safetensor_pairs
@@ -28,7 +29,9 @@ __all__ = [
     "load_",
     "masks",
     "nn",
+    "nonzero_masks",
     "ops",
+    "penalties",
     "plan",
     "prune_",
     "safetensor_pairs",
