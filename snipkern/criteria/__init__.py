@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from snipkern.criteria.base import Criterion, Scores, Update
 from snipkern.criteria.context import Context
+from snipkern.criteria.force import Force, IterativeSnip
 from snipkern.criteria.magnitude import Magnitude
 from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
+from snipkern.criteria.synflow import SynFlow
 
 __all__ = [
     "CRITERIA",
     "Context",
     "Criterion",
+    "Force",
+    "IterativeSnip",
     "Magnitude",
     "Random",
     "Scores",
     "Shuffled",
     "Snip",
+    "SynFlow",
     "Update",
     "criterion_of",
 ]
 
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion for criterion in (Snip(), Magnitude(), Random(), Shuffled())
+    criterion.name: criterion
+    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), IterativeSnip(), Force(), SynFlow())
 }
 
 
