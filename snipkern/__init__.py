@@ -5,12 +5,13 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, criteria, distributed, nn, ops
+from snipkern import backends, criteria, distributed, nn, ops, penalties
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
+from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
 from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
@@ -32,7 +33,9 @@ __all__ = [
     "load_",
     "masks",
     "nn",
+    "nonzero_masks",
     "ops",
+    "penalties",
     "plan",
     "prune_",
     "safetensor_pairs",
