@@ -7,6 +7,7 @@
 
 from snipkern import backends, criteria, distributed, nn, ops, penalties
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.collapse import CollapseWarning
 from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
@@ -20,6 +21,7 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "CollapseWarning",
     "Comparison",
     "Layout",
     "Mask",

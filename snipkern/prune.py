@@ -11,6 +11,7 @@ from torch import nn
 
 from snipkern import options
 from snipkern.allocation import allocation
+from snipkern.collapse import warn_of
 from snipkern.converting import convert_, layers_of, masked_pool
 from snipkern.criteria import Criterion, Update, criterion_of
 from snipkern.criteria.shuffled import core
@@ -53,6 +54,7 @@ class Plan(Pruned):
         for entry in self.pool:
             if found.get(entry.fqn) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
+        self.team.ranks.together(lambda: warn_of(self.layers))
         return convert_(self.team, self.pool, self, self.optimizer, self.update)
 
 
@@ -175,6 +177,7 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
     Raises:
         ValueError: For bad arguments, an empty loader, a batch or loss that is not understood, a model without
             prunable, trainable or plain weights, or a non-finite weight or gradient (named). The model is untouched.
+        CollapseWarning: A warning by default: where a layer keeps nothing, or nothing on a path from inputs to outputs.
         RuntimeError: Where a rank has failed otherwise, or not answered for the process group's time-out; no rank's
             model has changed.
 

@@ -15,10 +15,13 @@ from snipkern.engine.choice import Choice
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 
-__all__ = ["Layer", "table"]
+__all__ = ["Layer", "collapses", "table"]
 
 # Of the table, of its first column where names are long, and of its last one: at least so many characters each.
-WIDTH, NAME_WIDTH, WHY_WIDTH = 120, 32, 36
+# The last one is narrower beside columns that tell what is alive.
+WIDTH, NAME_WIDTH, WHY_WIDTH, NARROW_WHY = 120, 32, 36, 26
+# In one sentence.
+MOST_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def table(layers: Sequence[Layer], title: str) -> str:
     total = f"{len(layers)} parameter{'' if len(layers) == 1 else 's'}"
     longest_name = max([len(total), *(len(layer.name) for layer in layers)])
     longest_why = max([0, *(len(layer.reason) for layer in layers)])
+    seen = any(layer.flow for layer in layers)
+    why_width = NARROW_WHY if seen else WHY_WIDTH
     grid.add_column("parameter", total, overflow="fold", min_width=min(longest_name, NAME_WIDTH))
     grid.add_column("module", no_wrap=True)
     grid.add_column("shape", justify="right", no_wrap=True)
@@ -105,13 +110,12 @@ def table(layers: Sequence[Layer], title: str) -> str:
     blocks = any(layer.block or layer.choice.cover for layer in layers)
     if blocks:
         grid.add_column("block", justify="right", no_wrap=True)
-    seen = any(layer.flow for layer in layers)
     live = sum(layer.kept if layer.flow is None else layer.flow.effective for layer in layers)
     if seen:
         grid.add_column("live", f"{live:,}", justify="right", no_wrap=True)
-        grid.add_column("dead in, out", justify="right", no_wrap=True)
+        grid.add_column("dead\nin, out", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
-    grid.add_column("why", min_width=min(longest_why, WHY_WIDTH))
+    grid.add_column("why", min_width=min(longest_why, why_width))
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         grid.add_row(
@@ -129,18 +133,47 @@ def table(layers: Sequence[Layer], title: str) -> str:
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False)
     unbroken = console.measure(grid, options=console.options.update(width=10**6)).maximum
-    spare = max(0, longest_name - NAME_WIDTH) + max(0, longest_why - WHY_WIDTH)
+    spare = max(0, longest_name - NAME_WIDTH) + max(0, longest_why - why_width)
     console.width = max(WIDTH, unbroken - spare)
     console.print(grid)
-    empty = [layer.name for layer in layers if layer.kept == 0 and len(layer.shape) > 1]
-    if empty:
-        console.print(f"Warning: nothing is kept of {', '.join(empty)}: these layers pass on only their biases.")
+    for sentence in collapses(layers):
+        console.print(f"Warning: {sentence}")
     untraced = [layer.name for layer in layers if layer.flow is not None and not layer.flow.traced]
     if untraced:
-        console.print(f"Not traced what feeds {', '.join(untraced)}: all inputs count as alive.")
+        console.print(f"Not traced what feeds {listed(untraced)}: all inputs count as alive.")
     if seen:
         console.print(f"Effective sparsity {1 - live / max(numel, 1):.2%}: without weights between dead ends.")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def collapses(layers: Sequence[Layer]) -> list[str]:
+    """What is cut through, in one sentence each; nothing where nothing is, or where nobody has looked."""
+    weights = [layer for layer in layers if len(layer.shape) > 1 and layer.numel]
+    flows = [layer.flow for layer in weights if layer.flow is not None]
+    empty = [layer.name for layer in weights if not layer.kept]
+    idle = [layer.name for layer in weights if layer.kept and layer.flow is not None and not layer.flow.effective]
+    found: list[str] = []
+    if empty:
+        found.append(
+            f"nothing is kept of {listed(empty)}: only biases are left in {'their' if len(empty) > 1 else 'its'} place."
+        )
+    if weights and len(flows) == len(weights) and not any(flow.effective for flow in flows):
+        found.append(
+            "no path of kept weights leads from the model's inputs to its outputs: they depend on each other only by"
+            " what was not pruned, if at all."
+        )
+    elif idle:
+        found.append(
+            f"no kept weight of {listed(idle)} is on a path from the model's inputs to its outputs: what feeds or reads"
+            f" {'them' if len(idle) > 1 else 'it'} is pruned away."
+        )
+    return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: the first ones, and how many more."""
+    shown = ", ".join(names[:MOST_NAMES])
+    return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
 
 
 def _flow(layer: Layer) -> list[str]:

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Channels",
+    "Constant",
+    "Gated",
     "Outputs",
     "Outside",
     "Unknown",
     "alive",
     "concatenated",
+    "gated",
     "layers_of",
     "repeated",
     "size",
@@ -41,6 +44,13 @@ class Unknown(Channels):
 @dataclass(frozen=True)
 class Outside(Channels):
     """Nothing that the pool makes: alive."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Constant(Channels):
+    """The same whatever the model is given, such as the first state of a recurrent layer: dead."""
 
     size: int
 
@@ -75,6 +85,21 @@ class Repetition(Channels):
     times: int
 
 
+@dataclass(frozen=True)
+class Gated(Channels):
+    """Hidden units, each of which has a channel in every one of the gates that lie one after the other in a part.
+
+    Attributes:
+        part: The gates.
+        gates: How many.
+        needs: The one that must be alive for a unit to be; None: any.
+    """
+
+    part: Channels
+    gates: int
+    needs: int | None = None
+
+
 def united(parts: Sequence[Channels]) -> Channels:
     """The union, in its simplest form: what is alive from outside stays so, whatever is added to it."""
     flat = dict.fromkeys(p for part in parts for p in (part.parts if isinstance(part, Union) else (part,)))
@@ -82,6 +107,8 @@ def united(parts: Sequence[Channels]) -> Channels:
         for part in flat:
             if isinstance(part, kind):
                 return part
+    if len(flat) > 1:  # constants add nothing
+        flat = {p: None for p in flat if not isinstance(p, Constant)} or dict.fromkeys([next(iter(flat))])
     return next(iter(flat)) if len(flat) == 1 else Union(tuple(flat))
 
 
@@ -92,6 +119,13 @@ def concatenated(parts: Sequence[Channels]) -> Channels:
     return Concatenation(
         tuple(p for part in parts for p in (part.parts if isinstance(part, Concatenation) else (part,)))
     )
+
+
+def gated(part: Channels, gates: int, needs: int | None) -> Channels:
+    """Units of these gates."""
+    if isinstance(part, (Outside, Constant)):
+        return type(part)(part.size // gates)
+    return part if isinstance(part, Unknown) or gates == 1 else Gated(part, gates, needs)
 
 
 def repeated(part: Channels, times: int) -> Channels:
@@ -107,6 +141,14 @@ def alive(channels: Channels, outputs: Mapping[str, Flags]) -> Flags | None:
     """
     if isinstance(channels, Outside):
         return np.ones(channels.size, dtype=np.bool_)
+    if isinstance(channels, Constant):
+        return np.zeros(channels.size, dtype=np.bool_)
+    if isinstance(channels, Gated):
+        found = alive(channels.part, outputs)
+        if found is None:
+            return None
+        found = found.reshape(channels.gates, -1)
+        return np.logical_or.reduce(found) if channels.needs is None else found[channels.needs]
     if isinstance(channels, Outputs):
         found = outputs.get(channels.layer)
         return np.ones(channels.size, dtype=np.bool_) if found is None else found
@@ -123,8 +165,10 @@ def alive(channels: Channels, outputs: Mapping[str, Flags]) -> Flags | None:
 
 def size(channels: Channels) -> int:
     """How many channels; 0 if unknown."""
-    if isinstance(channels, (Outside, Outputs)):
+    if isinstance(channels, (Outside, Constant, Outputs)):
         return channels.size
+    if isinstance(channels, Gated):
+        return size(channels.part) // channels.gates
     if isinstance(channels, Repetition):
         return size(channels.part) * channels.times
     if isinstance(channels, Concatenation):
@@ -137,6 +181,8 @@ def use_(channels: Channels, used: Flags | None, outputs: dict[str, Flags]) -> N
     if isinstance(channels, Outputs):
         flags = outputs.setdefault(channels.layer, np.zeros(channels.size, dtype=np.bool_))
         flags |= True if used is None else used
+    elif isinstance(channels, Gated):
+        use_(channels.part, None if used is None else np.tile(used, channels.gates), outputs)
     elif isinstance(channels, Repetition):
         use_(
             channels.part,
@@ -158,7 +204,7 @@ def layers_of(channels: Channels) -> set[str]:
     """The layers whose outputs these are."""
     if isinstance(channels, Outputs):
         return {channels.layer}
-    if isinstance(channels, Repetition):
+    if isinstance(channels, (Repetition, Gated)):
         return layers_of(channels.part)
     if isinstance(channels, (Union, Concatenation)):
         return set[str]().union(*map(layers_of, channels.parts))

@@ -17,6 +17,12 @@ UNITING = frozenset(
 )
 RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())
 REDUCING = frozenset("mean sum amax amin".split())
+#: Sequences of several lengths, with and without the steps that are not there.
+PACKING = frozenset({"_pack_padded_sequence", "_pad_packed_sequence"})
+#: Recurrent layers, and cells: how many gates they have, and the one without which nothing comes out of a layer
+#: without biases: the candidate's, since zero times anything is zero.
+RECURRENT = {"lstm": (4, 2), "gru": (3, 2), "rnn_tanh": (1, 0), "rnn_relu": (1, 0)}
+CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
 #: Those that multiply by a weight, and their arguments.
 LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 CALL = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -3,13 +3,15 @@
 Functions that torch tensors go through are watched during one forward pass (``TorchFunctionMode``), whatever Python
 does around them: no symbolic tracing, no assumption about modules. A tensor made by a pooled layer carries where its
 channels come from; activations, norms and pooling keep them, additions unite them, concatenations join them, flattening
-repeats them. After anything else the origin is *unknown*. Tensors that no pooled layer made come from outside and are
-alive everywhere.
+repeats them, recurrent layers make hidden units of them. After anything else the origin is *unknown*. Tensors that no
+pooled layer made come from outside and are alive everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, concatenated, repeated, united
-from snipkern.allocation.functions import CALL, KEEPING, LAYERS, LOOKUPS, REDUCING, RESHAPING, UNITING
+from snipkern.allocation import recurrent
+from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, united
+from snipkern.allocation.following import Given, Origin, follow, tensors
+from snipkern.allocation.functions import CALL, CELLS, LAYERS, LOOKUPS, RECURRENT
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.scoring.gradients import LossFn, default_loss
@@ -35,11 +39,19 @@ class Graph:
         inputs: Parameter name -> channels of its input, of each call; in the order of first calls.
         groups: Parameter name -> groups of its convolution.
         used: Channels that something outside the pool may read: losses, unknown functions.
+        own: Weight of hidden units on hidden units -> the weights of the same recurrent layer.
     """
 
     inputs: dict[str, list[Channels]] = field(default_factory=dict[str, list[Channels]])
     groups: dict[str, int] = field(default_factory=dict[str, int])
     used: list[Channels] = field(default_factory=list[Channels])
+    own: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+
+    def feed(self, name: str, channels: Channels) -> None:
+        """Notes a call."""
+        calls = self.inputs.setdefault(name, [])
+        if channels not in calls:  # steps of a sequence are often alike
+            calls.append(channels)
 
     def forget_channels(self) -> None:
         """Leaves nothing but the order of layers."""
@@ -47,22 +59,15 @@ class Graph:
             calls.clear()
         self.used.clear()
 
+    def forget(self) -> None:
+        """Leaves nothing."""
+        for part in (self.inputs, self.groups, self.used, self.own):
+            part.clear()
+
     def order(self, names: Sequence[str]) -> list[str]:
         """The names in forward order; those that were not seen come last."""
         place = {name: i for i, name in enumerate(self.inputs)}
         return sorted(names, key=lambda name: place.get(name, len(place)))
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a tensor's channels come from, and which of its dimensions they are."""
-
-    channels: Channels
-    dim: int
-
-
-# A tensor given to a function, its origin if it has one, and its shape.
-Given = tuple[Tensor, Origin | None, tuple[int, ...]]
 
 
 class Watch(TorchFunctionMode):
@@ -75,39 +80,63 @@ class Watch(TorchFunctionMode):
         graph: What was seen.
         scattered: Whether a layer computed with a part of its weight on each rank (tensor parallelism): tensors change
             hands there in ways that nobody sees, and the graph says nothing.
+        failed: What went wrong while watching, if anything did; then the graph is empty.
     """
 
     def __init__(self, pool: Sequence[Prunable]) -> None:
         super().__init__()
         self.graph = Graph()
         self.scattered = False
+        self.failed: str | None = None
         self._pool = pool
         self._names = {id(entry.parameter): entry.fqn for entry in pool}
         self._sharded = any(is_sharded(entry.parameter) for entry in pool)
         # Of what comes from pooled layers, and None of what else has a gradient.
         self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        # Of recurrent layers' last outputs, those of each layer and direction.
+        self._states: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._made: list[Channels] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # With shapes as they are before the call: some functions change them in place.
-        given = [(t, self._known(t), tuple(t.shape)) for t in _tensors((*args, *kwargs.values()))]
+        given: list[Given] = []
+        with self._giving_up():
+            # With shapes as they are before the call: some functions change them in place.
+            given = [(t, self._known(t), tuple(t.shape)) for t in tensors((*args, *kwargs.values()))]
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        with self._giving_up():
+            if not self.failed:
+                self._note(getattr(func, "__name__", ""), args, kwargs, given, out)
+        return out
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Generator[None]:
+        """Whatever a model does, to look at it must not stop it: then nothing is known of it."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = repr(error)  # an error itself would hold on to tensors
+            self.graph.forget()
+
+    def _note(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], out: Any) -> None:
+        """Where the results of a function come from."""
+        results = tensors(out if isinstance(out, (tuple, list)) else (out,))
         if name == "__setitem__":  # returns nothing: what it changes is its first argument
             results = [given[0][0]]
-        if results:
-            origin = self._origin(name, args, kwargs, given, results)
+        if not results:
+            return
+        if name == "index_select" and args[0] in self._states:  # back from packed sequences: examples change places
+            self._states[results[0]] = self._states[args[0]]
+        found = self._recurrent(name, args, given, results) if name in RECURRENT or name in CELLS else None
+        origins = found or [self._origin(name, args, kwargs, given, results)] * len(results)
+        for result, origin in zip(results, origins, strict=True):
             outside = origin is None or isinstance(origin.channels, Outside)
-            for result in results:
-                if outside and result.grad_fn is None:
-                    self._origins.pop(result, None)
-                else:
-                    self._origins[result] = None if outside else origin
-        return out
+            if outside and result.grad_fn is None:
+                self._origins.pop(result, None)
+            elif result.is_floating_point() or result.is_complex():
+                self._origins[result] = None if outside else origin
 
     def _known(self, tensor: Tensor) -> Origin | None:
         """Where a tensor comes from.
@@ -151,7 +180,7 @@ class Watch(TorchFunctionMode):
         if name in LAYERS or name in LOOKUPS:  # not pooled: dense
             self.graph.used += known
             return None
-        origin = self._follow(name, args, kwargs, given, results) or Origin(Unknown(), 0)
+        origin = self._of_state(name, args) or follow(name, args, kwargs, given, results) or Origin(Unknown(), 0)
         if isinstance(origin.channels, (Unknown, Outside)):
             self.graph.used += known  # by whom can't be told any more
         return origin
@@ -174,121 +203,72 @@ class Watch(TorchFunctionMode):
             channels = origin.channels if origin.dim == dim else Unknown()
             if origin.dim != dim:
                 self.graph.used.append(origin.channels)
-        self.graph.inputs.setdefault(pooled, []).append(channels)
+        self.graph.feed(pooled, channels)
         self.graph.groups[pooled] = int(call.get("groups", 1)) if name != "linear" else 1
         outputs = Outputs(weight.shape[0], pooled)
         self._made.append(outputs)
         return Origin(outputs, dim)
 
-    def _follow(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
-    ) -> Origin | None:
-        """Where the result of a function of known tensors comes from; None: nobody knows."""
-        if len(results) != 1:
+    def _recurrent(
+        self, name: str, args: Sequence[Any], given: list[Given], results: list[Tensor]
+    ) -> list[Origin | None] | None:
+        """Of what a recurrent layer or cell returned; None: nothing of it is pooled."""
+        call = recurrent.called(name, args)
+        known = [origin.channels for _, origin, _ in given if origin is not None]
+        heard: list[Channels] = []
+
+        def layer(pooled: str, channels: Channels) -> None:
+            self.graph.feed(pooled, channels)
+            heard.append(channels)
+
+        found = recurrent.run(call, self._name, self._origins, layer)
+        if found is None:
             return None
-        out = results[0]
-        if name in UNITING:
-            return _united(given, out)
-        if name == "cat" or name == "concat":
-            return self._joined(args, kwargs, out)
-        _, origin, shape = given[0]
-        if sum(other is not None for _, other, _ in given) > 1:
-            return None  # such as a power with a computed exponent
-        if origin is None or isinstance(origin.channels, Unknown):
+        outputs, states, units = found
+        self._made += [*outputs, *states, *units]
+        for step in itertools.chain.from_iterable(call.layers):
+            names = [None if weight is None else self._name(weight) for weight in (step.ih, step.hh, step.hr)]
+            if names[1] is not None:
+                self.graph.own[names[1]] = {other for other in names if other is not None}
+            if None in names[: 2 if step.hr is None else 3]:  # a dense weight reads everything
+                self.graph.used += [*known, *states, *units]
+        if any(isinstance(channels, (Unknown, Outside)) for channels in heard):
+            self.graph.used += known
+        if name in CELLS:
+            return [
+                Origin(channels[0], result.dim() - 1)
+                for channels, result in zip((states, units), results, strict=False)
+            ]
+        last = [outputs, states, units][: len(results)]
+        if not all(isinstance(channels, Outside) for channels in states):
+            self._states[results[1]] = states
+        return [Origin(united(channels), result.dim() - 1) for channels, result in zip(last, results, strict=True)]
+
+    def _of_state(self, name: str, args: Sequence[Any]) -> Origin | None:
+        """One layer's last outputs, taken by number from those of all."""
+        if name != "__getitem__" or not isinstance(args[1], int) or args[0] not in self._states:
             return None
-        if name in KEEPING:
-            same = out.dim() == len(shape) and out.shape[origin.dim] == shape[origin.dim]
-            return origin if same else None
-        if name in RESHAPING:
-            return _reshaped(origin, shape, tuple(out.shape))
-        if name == "permute":
-            dims = args[1:] or tuple(kwargs.values())
-            dims = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
-            return Origin(origin.channels, [d % len(shape) for d in dims].index(origin.dim))
-        if name in ("transpose", "swapaxes", "transpose_"):
-            a, b = (d % len(shape) for d in (*args[1:], *kwargs.values()))
-            return Origin(origin.channels, {a: b, b: a}.get(origin.dim, origin.dim))
-        if name in REDUCING:
-            return _reduced(origin, len(shape), args, kwargs, out)
-        return None
-
-    def _joined(self, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
-        parts = args[0] if args else kwargs["tensors"]
-        dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-        origins = [self._origins.get(part) for part in parts]
-        if any(origin is not None and origin.dim != dim for origin in origins):
-            return None
-        return Origin(
-            concatenated(
-                [Outside(part.shape[dim]) if o is None else o.channels for part, o in zip(parts, origins, strict=True)]
-            ),
-            dim,
-        )
-
-
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found
-
-
-def _united(given: Sequence[Given], out: Tensor) -> Origin | None:
-    """Of an element-wise function of several tensors: alive where any is. Constants and parameters carry nothing."""
-    origins = [(origin, shape) for _, origin, shape in given if origin is not None]
-    followed = [(origin, shape) for origin, shape in origins if not isinstance(origin.channels, Unknown)]
-    if any(o is None and t.numel() > 1 and not isinstance(t, nn.Parameter) for t, o, _ in given):
-        return Origin(Outside(0), 0)
-    from_right = {origin.dim - len(shape) for origin, shape in followed}
-    if len(followed) < len(origins) or len(from_right) != 1:
-        return None
-    dim = from_right.pop() + out.dim()
-    if any(shape[origin.dim] != out.shape[dim] for origin, shape in followed):
-        return None
-    return Origin(united([origin.channels for origin, _ in followed]), dim)
-
-
-def _reshaped(origin: Origin, shape: tuple[int, ...], new: tuple[int, ...]) -> Origin | None:
-    """Where everything before the channels stays, and they stay or take in what comes after them."""
-    channels, before = shape[origin.dim], torch.Size(shape[: origin.dim]).numel()
-    after = torch.Size(shape[origin.dim + 1 :]).numel()
-    for dim in range(len(new)):
-        if torch.Size(new[:dim]).numel() == before and new[dim] >= channels and new[dim] % channels == 0:
-            times = new[dim] // channels
-            if after % times == 0:
-                return Origin(repeated(origin.channels, times), dim)
-    return None
-
-
-def _reduced(origin: Origin, dims: int, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
-    """A mean or the like over other dimensions than the channels."""
-    over = args[1] if len(args) > 1 else kwargs.get("dim")
-    if over is None:
-        return None
-    gone = {d % dims for d in ((over,) if isinstance(over, int) else over)}
-    if origin.dim in gone:
-        return None
-    shift = 0 if out.dim() == dims else sum(d < origin.dim for d in gone)
-    return Origin(origin.channels, origin.dim - shift)
+        states = self._states[args[0]]
+        return Origin(states[args[1]], args[0].dim() - 2)
 
 
 def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None) -> tuple[Graph, LossFn]:
     """The same loss function, but watched in its first call, and the graph that it will have found then.
 
     Compiled models are not watched: nothing is traced in them. Of tensor parallel ones only the order of layers
-    is seen.
+    is seen. Calls without gradients are not watched.
     """
     loss = loss_fn or default_loss
     watch = Watch(pool)
+    done = False
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         return watch.graph, loss
 
     def watched(model: nn.Module, batch: Any) -> Tensor:
-        if watch.graph.inputs:
+        nonlocal done
+        if done or not torch.is_grad_enabled():
             return loss(model, batch)
+        done = True
         with watch:
             found = loss(model, batch)
         if watch.scattered:

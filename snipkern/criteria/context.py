@@ -83,7 +83,7 @@ class Context:
             return self.loss(model, batch)
         with noted_calls(model, self.calls):
             found = self.loss(model, batch)
-        self.looked = True
+        self.looked = torch.is_grad_enabled()  # without gradients it isn't watched
         return found
 
     def weights(self) -> dict[str, Tensor]:

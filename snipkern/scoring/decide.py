@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snipkern.allocation import Allocated, Allocation, Graph, allocate, watching
+from snipkern.allocation import Allocated, Allocation, Graph, allocate, seen_flows, watching
 from snipkern.criteria.base import Criterion, Update
 from snipkern.criteria.context import Context
 from snipkern.criteria.scored import scored
@@ -107,7 +107,9 @@ def _decided(
         stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
         # Without shards every rank sees the same gradients, and comes to the same masks by itself.
         return Decided(_global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls)
-    graph, loss = (Graph(), how.loss_fn or default_loss) if shares.plain else watching(model, pool, how.loss_fn)
+    # Of a sharded model only what options need is watched.
+    unwatched = cut is not None and shares.plain
+    graph, loss = (Graph(), how.loss_fn or default_loss) if unwatched else watching(model, pool, how.loss_fn)
     context = Context(model, pool, how.loader, loss, how.batches, kept, shares, ranks, how.progress, graph)
     context.drawing, context.differentiate = drawing, _whole_backward(model, pool, ranks, cut) if cut else None
     scores = ranks.together(lambda: scored(looked, context))
@@ -118,6 +120,8 @@ def _decided(
     if cut and _lie_in_shards(pairs):
         pairs = Gathered(pairs, cut)
     chosen = ranks.together(lambda: allocate(pairs, pool, kept, shares, graph, chance, scores.formula))
+    if not chosen.flows:
+        chosen = replace(chosen, flows=seen_flows(graph, chosen.masks))
     return Decided(chosen, context.calls, scores.update)
 
 
