@@ -13,7 +13,11 @@ def check(case, tier, tolerance):
     for name, tensor in expected.items():
         scale = tensor.abs().max().item() if tensor.numel() else 1.0
         torch.testing.assert_close(
-            actual[name].double(), tensor, rtol=0, atol=tolerance * max(scale, 1e-3), msg=lambda text, n=name: f"{n}: {text}"
+            actual[name].double(),
+            tensor,
+            rtol=0,
+            atol=tolerance * max(scale, 1e-3),
+            msg=lambda text, n=name: f"{n}: {text}",
         )
 
 
