@@ -5,13 +5,13 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, distributed, nn, ops
+from snipkern import backends, criteria, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
-from snipkern.scoring.gradients import score
+from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
 from snipkern.selection.select import select
 
@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "backends",
+    "criteria",
     "dense_state_dict",
     "distributed",
     "load_",

@@ -17,6 +17,7 @@ from snipkern.allocation.options import Allocation
 from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
+from snipkern.ops.schema_saliency import SCORES, SNIP
 from snipkern.pool import Prunable
 from snipkern.selection.select import kept_count, select
 
@@ -50,6 +51,7 @@ def allocate(
     options: Allocation,
     graph: Graph,
     seed: int | None = None,
+    formula: str = "snip",
 ) -> Allocated:
     """Masks for a pool of parameters.
 
@@ -60,6 +62,7 @@ def allocate(
         options: How the kept weights are shared out.
         graph: What feeds each layer.
         seed: Choose at random within each layer, with this seed, in place of by score; the budgets are the same.
+        formula: What is made of weight and gradient; see :class:`snipkern.criteria.Scores`.
 
     Raises:
         ValueError: As ``select`` does, and for a scope or floor that leaves other layers nothing.
@@ -68,9 +71,9 @@ def allocate(
     single weights four more. Memory for one layer's block sums.
     """
     if options.plain and seed is None:
-        return Allocated(select(pairs, keep), {}, {})
+        return Allocated(select(pairs, keep, score=formula), {}, {})
     with torch.no_grad():
-        return _Allocator(pairs, pool, keep, options, graph, seed).run()
+        return _Allocator(pairs, pool, keep, options, graph, seed, formula).run()
 
 
 def live_share(found: Allocated) -> float:
@@ -88,8 +91,9 @@ class _Allocator:
         options: Allocation,
         graph: Graph,
         seed: int | None,
+        formula: str,
     ) -> None:
-        self.pairs, self.options, self.seed = pairs, options, seed
+        self.pairs, self.options, self.seed, self.formula = pairs, options, seed, formula
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))
@@ -98,7 +102,9 @@ class _Allocator:
         self.last: dict[str, tuple[tuple[object, ...], tuple[Mask, Layout | None]]] = {}
         kept = kept_count(sum(shape.numel() for shape in self.shapes.values()), keep)
         self.least = floors(self.shapes, kept, options.min_keep)
-        self.counts, self.selected = budgets(pairs, self.shapes, kept, options.scope, options.min_keep, self.order)
+        self.counts, self.selected = budgets(
+            pairs, self.shapes, kept, options.scope, options.min_keep, self.order, formula
+        )
         block = options.block
         self.blocked = {name for name, shape in self.shapes.items() if block is not None and has_blocks(shape, block)}
         if options.scope == "global" and self._too_few():
@@ -169,10 +175,11 @@ class _Allocator:
         if not blocked and self._is_selected(name, budget, live):
             return self.selected[name], None
         weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
+        score = SCORES[self.formula] if self.seed is None else SNIP
         if blocked:
             ordered = self.options.ordered() and name in self.linear
-            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name])
-        return element_mask(weight, gradient, live, budget, self.options.balance), None
+            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name], score)
+        return element_mask(weight, gradient, live, budget, self.options, score), None
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""
