@@ -1,6 +1,6 @@
 #include "cpu/recurrent_csr.h"
 
-#define SNIPKERN_KERNEL "cpu/recurrent_csr_backward.kernel.h"
+#define SNIPKERN_KERNEL "cpu/recurrent_csr.kernel.h"
 #include "cpu/foreach_tier.h"
 
 namespace snipkern {
@@ -15,19 +15,6 @@ void recurrent_csr(const RecurrentCsr& call, const TaskRunner& run) {
       return SNIPKERN_DISPATCH(recurrent_csr<Half>, call, run);
     case DType::kBFloat16:
       return SNIPKERN_DISPATCH(recurrent_csr<BFloat16>, call, run);
-  }
-}
-
-void recurrent_csr_backward(const RecurrentCsrBackward& call, const TaskRunner& run) {
-  switch (call.forward.dtype) {
-    case DType::kFloat:
-      return SNIPKERN_DISPATCH(recurrent_csr_backward<float>, call, run);
-    case DType::kDouble:
-      return SNIPKERN_DISPATCH(recurrent_csr_backward<double>, call, run);
-    case DType::kHalf:
-      return SNIPKERN_DISPATCH(recurrent_csr_backward<Half>, call, run);
-    case DType::kBFloat16:
-      return SNIPKERN_DISPATCH(recurrent_csr_backward<BFloat16>, call, run);
   }
 }
 

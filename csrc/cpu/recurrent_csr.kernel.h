@@ -117,27 +117,6 @@ void forward_tile(const RecurrentCsr& call, const Weights<accumulator_t<T>>& wei
   }
 }
 
-// Calls body with the cell as a constant.
-template <typename Body>
-void with_cell(Cell cell, const Body& body) {
-  switch (cell) {
-    case Cell::kLstm:
-      return body(std::integral_constant<Cell, Cell::kLstm>{});
-    case Cell::kGru:
-      return body(std::integral_constant<Cell, Cell::kGru>{});
-    case Cell::kRnnTanh:
-      return body(std::integral_constant<Cell, Cell::kRnnTanh>{});
-    case Cell::kRnnRelu:
-      return body(std::integral_constant<Cell, Cell::kRnnRelu>{});
-  }
-}
-
-// Multiply-adds of all rows, a gate counting as 16.
-inline double recurrent_work(const RecurrentCsr& call) {
-  const double row = call.ih.nnz() + call.hh.nnz() + call.hr.nnz() + 16.0 * call.ih.rows;
-  return static_cast<double>(call.starts[call.steps]) * row;
-}
-
 template <typename T>
 void recurrent_csr(const RecurrentCsr& call, const TaskRunner& run) {
   const Weights<accumulator_t<T>> weights = wide_weights<T>(call);

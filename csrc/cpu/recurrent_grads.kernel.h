@@ -1,7 +1,7 @@
 // Gradients of a recurrent layer's values and biases, summed over lanes and a few steps at a time. Compiled once per
 // ISA tier.
 
-#include "cpu/recurrent_csr.kernel.h"
+#include "cpu/recurrent_tiles.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {

@@ -75,6 +75,27 @@ struct TileSteps {
   }
 };
 
+// Calls body with the cell as a constant.
+template <typename Body>
+void with_cell(Cell cell, const Body& body) {
+  switch (cell) {
+    case Cell::kLstm:
+      return body(std::integral_constant<Cell, Cell::kLstm>{});
+    case Cell::kGru:
+      return body(std::integral_constant<Cell, Cell::kGru>{});
+    case Cell::kRnnTanh:
+      return body(std::integral_constant<Cell, Cell::kRnnTanh>{});
+    case Cell::kRnnRelu:
+      return body(std::integral_constant<Cell, Cell::kRnnRelu>{});
+  }
+}
+
+// Multiply-adds of all rows, a gate counting as 16.
+inline double recurrent_work(const RecurrentCsr& call) {
+  const double row = call.ih.nnz() + call.hh.nnz() + call.hr.nnz() + 16.0 * call.ih.rows;
+  return static_cast<double>(call.starts[call.steps]) * row;
+}
+
 // Packs `count` rows [count, features] as the first lanes of [features][samples]; zeros are the others.
 template <typename T>
 void pack_lanes(const T* rows, int64_t features, int64_t count, int64_t samples, accumulator_t<T>* to) {
@@ -142,12 +163,17 @@ void clear_lanes(A* values, int64_t features, int64_t count, int64_t samples) {
   }
 }
 
-// Calls body with how many vectors of a line of samples are held in registers at a time.
+// Calls body with how many vectors of a line of samples are held in registers at a time; a line is of 16 samples at
+// least.
 template <typename A, typename Body>
 inline void with_vectors(int64_t samples, const Body& body) {
   const int64_t vectors = samples / kLanes<A>;
-  if (vectors == 1) return body(std::integral_constant<int, 1>{});
-  if (vectors == 2) return body(std::integral_constant<int, 2>{});
+  if constexpr (kLanes<A> >= 16) {
+    if (vectors == 1) return body(std::integral_constant<int, 1>{});
+  }
+  if constexpr (kLanes<A> >= 8) {
+    if (vectors == 2) return body(std::integral_constant<int, 2>{});
+  }
   body(std::integral_constant<int, 4>{});
 }
 
