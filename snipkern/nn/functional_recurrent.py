@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from snipkern.nn.functional import sparse_linear
 from snipkern.ops.checks import require, require_bias, require_float, require_like
-from snipkern.topology import BaseTopology
+from snipkern.ops.eager import differentiable
+from snipkern.ops.reference_recurrent import recurrence
+from snipkern.ops.schema_recurrent import GATES, MODES, require_sizes
+from snipkern.topology import BaseTopology, Topology
 
-__all__ = ["GATES", "Weight", "recurrent_layer"]
+__all__ = ["Weight", "recurrent_layer"]
 
 NAME = "recurrent_layer"
-#: Gates of each mode: its weights have ``GATES[mode] * hidden`` rows.
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+# Devices with a kernel for all steps; what computes without one on the CPU is the op's reference.
+FUSED_DEVICES = ("cpu", "meta")
 
 #: The kept values of a weight, and where they are.
 Weight = tuple[Tensor, BaseTopology]
-#: Output (without a projection that is the hidden state) and cell (None but for an LSTM).
-State = tuple[Tensor, Tensor | None]
+
+recurrent_csr = differentiable("recurrent_csr")
 
 
 def recurrent_layer(
@@ -58,19 +60,28 @@ def recurrent_layer(
     Raises:
         OpError: For sizes, dtypes or devices that do not fit together.
 
-    Cost: ``2 * rows * kept`` operations forward, twice that backward, besides the gates.
+    Cost: ``2 * rows * kept`` operations forward, twice that backward, besides the gates. On the CPU one kernel takes
+    all steps where all weights keep single ones. On other devices, and with blocks, every step is a product of its
+    own, and autograd keeps what each of them needs.
     """
-    _check(mode, x, batch_sizes, h0, c0, ih, hh, hr, bias_ih, bias_hh)
-    sizes: list[int] = batch_sizes.tolist()
-    hidden, out = hh[1].rows // GATES[mode], hh[1].cols
-    batch = sizes[0] if sizes else 0 if h0 is None else h0.shape[0]
-    first: State = (
-        x.new_zeros(batch, out) if h0 is None else h0,
-        (x.new_zeros(batch, hidden) if c0 is None else c0) if mode == "LSTM" else None,
-    )
+    hidden, out = _check(mode, x, batch_sizes, h0, c0, ih, hh, hr, bias_ih, bias_hh)
+    if h0 is None or (c0 is None and mode == "LSTM"):
+        batch = int(batch_sizes[0]) if h0 is None and len(batch_sizes) else 0 if h0 is None else h0.shape[0]
+        h0 = x.new_zeros(batch, out) if h0 is None else h0
+        c0 = x.new_zeros(batch, hidden) if c0 is None and mode == "LSTM" else c0
+    weights = [weight for weight in (ih, hh, hr) if weight is not None]
+    if x.device.type in FUSED_DEVICES and all(type(topology) is Topology for _, topology in weights):
+        indexed = [(values, topology.on(x.device)) for values, topology in weights if isinstance(topology, Topology)]
+        flat = [tensor for pair in indexed for tensor in pair] + [None] * (6 - 2 * len(indexed))
+        given = (x, batch_sizes, h0, c0, *flat, bias_ih, bias_hh)
+        save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+        output, h_n, c_n, _ = recurrent_csr(*given, MODES.index(mode), reverse, save)
+        return output, h_n, c_n if mode == "LSTM" else None
+    sizes = require_sizes(NAME, batch_sizes, h0.shape[0], x.shape[0])
+    gates = sparse_linear(x, ih[0], bias_ih, ih[1])
     product = functools.partial(_product, hh, bias_hh)
     projection = None if hr is None else functools.partial(_product, hr, None)
-    return recurrence(mode, sparse_linear(x, ih[0], bias_ih, ih[1]), sizes, first, product, projection, reverse)
+    return recurrence(MODES.index(mode), gates, sizes, (h0, c0), product, projection, reverse)
 
 
 def _product(weight: Weight, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -88,12 +99,14 @@ def _check(
     hr: Weight | None,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
-) -> None:
-    require(mode in GATES, NAME, f"mode must be one of {', '.join(GATES)}", mode)
+) -> tuple[int, int]:
+    """Returns how many features the hidden state and the output have."""
+    require(mode in MODES, NAME, f"mode must be one of {', '.join(MODES)}", mode)
+    gates = GATES[MODES.index(mode)]
     rows, out = hh[1].rows, hh[1].cols
-    hidden = rows // GATES[mode]
+    hidden = rows // gates
     require_float(NAME, "x", x)
-    require(rows % GATES[mode] == 0, NAME, f"hh must have {GATES[mode]} * hidden rows", rows)
+    require(rows % gates == 0, NAME, f"hh must have {gates} * hidden rows", rows)
     require(ih[1].rows == rows, NAME, f"ih must have {rows} rows, as hh", ih[1].rows)
     require(x.dim() == 2 and x.shape[1] == ih[1].cols, NAME, f"x must be [rows, {ih[1].cols}]", list(x.shape))
     if hr is None:
@@ -115,100 +128,10 @@ def _check(
         "batch_sizes must be int64 [steps] on the CPU",
         f"{list(batch_sizes.shape)} {batch_sizes.dtype} on {batch_sizes.device}",
     )
-    sizes = batch_sizes.tolist()
-    require(
-        all(a >= b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)) and sum(sizes) == x.shape[0],
-        NAME,
-        f"batch_sizes must never rise, nor fall below 0, and add up to x's {x.shape[0]} rows",
-        f"{len(sizes)} sizes that add up to {sum(sizes)}",
-    )
-    batch = sizes[0] if sizes else 0 if h0 is None else h0.shape[0]
     require(c0 is None or mode == "LSTM", NAME, "only an LSTM has a cell c0", mode)
     for name, state, size in (("h0", h0, out), ("c0", c0, hidden)):
         if state is not None:
-            require(list(state.shape) == [batch, size], NAME, f"{name} must be [{batch}, {size}]", list(state.shape))
+            fits = state.dim() == 2 and state.shape[1] == size
+            require(fits, NAME, f"{name} must be [batch, {size}]", list(state.shape))
             require_like(NAME, name, state, x, "x")
-
-
-# The recurrence itself, for any way to multiply.
-
-Product = Callable[[Tensor], Tensor]
-
-
-def recurrence(
-    mode: str,
-    gates: Tensor,
-    sizes: list[int],
-    first: State,
-    product: Product,
-    projection: Product | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All steps, given the input's share of the gates ``[rows, gates * hidden]``; see :func:`recurrent_layer`.
-
-    Args:
-        sizes: ``batch_sizes``.
-        first: The states of the whole batch before its first step.
-        product: Of an output with hh, and the bias.
-        projection: Of a hidden state with hr, or None.
-    """
-    order = range(len(sizes))[:: -1 if reverse else 1]
-    inputs = gates.split(sizes) if sizes else ()
-    outputs: list[Tensor] = [first[0][:0]] * len(sizes)
-    state = _cut(first, 0, sizes[order[0]]) if sizes else first
-    ended: list[State] = []  # states of samples that have no further steps
-    for t in order:
-        active = state[0].shape[0]
-        if sizes[t] < active:
-            ended.insert(0, _cut(state, sizes[t], active))
-            state = _cut(state, 0, sizes[t])
-        elif sizes[t] > active:
-            state = _joined([state, _cut(first, active, sizes[t])])
-        state = CELLS[mode](inputs[t], state, product)
-        if projection is not None:
-            state = projection(state[0]), state[1]
-        outputs[t] = state[0]
-    h_n, c_n = _joined([state, *ended]) if ended else state
-    return torch.cat([first[0][:0], *outputs]), h_n, c_n
-
-
-def _cut(state: State, begin: int, end: int) -> State:
-    return state[0][begin:end], None if state[1] is None else state[1][begin:end]
-
-
-def _joined(states: list[State]) -> State:
-    cells = [cell for _, cell in states if cell is not None]
-    return torch.cat([hidden for hidden, _ in states]), torch.cat(cells) if cells else None
-
-
-def _lstm(gates: Tensor, state: State, product: Product) -> State:
-    h, c = state
-    assert c is not None
-    i, f, g, o = (gates + product(h)).chunk(4, 1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru(gates: Tensor, state: State, product: Product) -> State:
-    h, _ = state
-    of_input, of_state = gates.chunk(3, 1), product(h).chunk(3, 1)
-    r = (of_input[0] + of_state[0]).sigmoid()
-    z = (of_input[1] + of_state[1]).sigmoid()
-    n = (of_input[2] + r * of_state[2]).tanh()
-    return (1 - z) * n + z * h, None
-
-
-def _rnn_tanh(gates: Tensor, state: State, product: Product) -> State:
-    return (gates + product(state[0])).tanh(), None
-
-
-def _rnn_relu(gates: Tensor, state: State, product: Product) -> State:
-    return (gates + product(state[0])).relu(), None
-
-
-CELLS: dict[str, Callable[[Tensor, State, Product], State]] = {
-    "LSTM": _lstm,
-    "GRU": _gru,
-    "RNN_TANH": _rnn_tanh,
-    "RNN_RELU": _rnn_relu,
-}
+    return hidden, out

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from snipkern.nn.functional_recurrent import GATES, recurrent_layer
+from snipkern.nn.functional_recurrent import recurrent_layer
+from snipkern.ops import schema_recurrent
 from snipkern.testing import random_mask, run_on
 from snipkern.topology import Topology
 
-MODES = tuple(GATES)
+MODES = schema_recurrent.MODES
+GATES = dict(zip(MODES, schema_recurrent.GATES, strict=True))
 
 
 def sizes_of(lengths):
