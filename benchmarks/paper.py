@@ -31,6 +31,7 @@ import resume
 from accuracy import dataset_folder
 from paper_classes import OneClass, trace
 from paper_experiments import EXPERIMENTS, Scale, planned
+from paper_methods import METHODS
 from paper_runs import Run, train
 from rich.console import Console
 
@@ -53,6 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--networks", nargs="+", choices=list(models.NETWORKS), default=list(models.NETWORKS), metavar="N"
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="M", help="only these")
     parser.add_argument("--seeds", type=int, help="how many, from 0 (default: 3; 1 with --quick)")
     parser.add_argument("--epochs", type=int, help="in place of each recipe's own")
     parser.add_argument("--faithful", action="store_true", help="train the LeNets as published: slow, and may diverge")
@@ -106,6 +108,7 @@ def run_all(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         iterations=args.iterations,
         few=args.quick,
         networks=tuple(args.networks),
+        methods=tuple(args.methods),
     )
     does = partial(work, folders=dict(args.data or []), device=args.device, compiled=args.compile)
     runs = planned(args.only, scale)

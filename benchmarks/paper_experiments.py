@@ -8,7 +8,7 @@ from typing import Any
 
 import models
 from paper_classes import OneClass
-from paper_methods import AFTER, AT_START, available
+from paper_methods import AFTER, AT_START, METHODS, available
 from paper_runs import Run
 from paper_training import FAITHFUL, RECIPES, Recipe
 from weights import INITIALISATIONS
@@ -52,7 +52,7 @@ class Scale:
         faithful: The published recipes of the LeNets instead of ours, in all tables.
         iterations: Of faithful training, instead of 100,000.
         few: Fewer sparsities and methods, small sets: everything in minutes.
-        networks: Only these.
+        networks, methods: Only these.
     """
 
     seeds: int = 3
@@ -62,6 +62,7 @@ class Scale:
     iterations: int | None = None
     few: bool = False
     networks: tuple[str, ...] = tuple(models.NETWORKS)
+    methods: tuple[str, ...] = METHODS
 
     def recipe(self, network: str) -> Recipe:
         """The recipe of a network, with what was asked for in its place."""
@@ -166,5 +167,5 @@ def planned(names: Sequence[str], scale: Scale) -> list[Any]:
         for name in names
         for seed in range(scale.seeds)
         for run in EXPERIMENTS[name](scale, seed)
-        if isinstance(run, OneClass) or run.model in scale.networks
+        if isinstance(run, OneClass) or (run.model in scale.networks and run.method in scale.methods)
     ]
