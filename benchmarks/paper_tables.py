@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from models import NETWORKS
-from paper_experiments import CIFAR, RECURRENT
+from paper_experiments import CIFAR, CURVES, RECURRENT
 from paper_figures import FIG_3, TABLE_1, TABLE_2, TABLE_3
 from paper_methods import METHODS
 from paper_training import CHECKPOINTS_KEPT
@@ -182,7 +182,7 @@ def fig_4_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if row.get("images"):
             pruned = "dense" if row["method"] == "dense" else f"{100 * (1 - row['keep']):.3g} % pruned"
             found.setdefault(f"{pruned}, {row['labels']} labels", []).append(row)
-    return found
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("dense")))
 
 
 def _fig_4(rows: Sequence[Row]) -> Table:
@@ -205,7 +205,8 @@ def curve_rows(rows: Sequence[Row]) -> list[Row]:
     mine = [
         r
         for r in trainings(rows)
-        if r["model"] == "lenet-300-100" and r["scored"] in (0, 1000) and not r["recipe"]["faithful"]
+        if (r["model"] == "lenet-300-100" and r["scored"] in (0, 1000) and r["keep"] in (1.0, *CURVES))
+        and not r["recipe"]["faithful"]
     ]
     groups: dict[str, list[Row]] = {}
     for row in mine:
