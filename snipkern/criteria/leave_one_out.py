@@ -147,7 +147,7 @@ class Without:
 
         if self.mapped:
             try:
-                many = weight.expand(where.numel(), *weight.shape).contiguous()
+                many = weight.repeat(where.numel(), *[1] * weight.dim())  # a copy also of one
                 many.view(where.numel(), -1).scatter_(1, where.unsqueeze(1), 0.0)
                 return vmap(loss_of, randomness="same")(many)
             except (RuntimeError, NotImplementedError):

@@ -140,7 +140,7 @@ class Tied(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self, kind="LSTM"):
         super().__init__()
-        self.layer, self.last = getattr(nn, kind)(3, 2, batch_first=True), nn.Linear(2, 3)
+        self.layer, self.last = getattr(nn, kind)(2, 2, batch_first=True), nn.Linear(2, 3)
 
     def forward(self, x):
         return self.last(self.layer(x)[0][:, -1])
@@ -158,11 +158,11 @@ class Attention(nn.Module):
 
 def convolutional():
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, groups=2),
+        nn.Conv2d(2, 4, 2, padding=1, groups=2),
         nn.BatchNorm2d(4),
         nn.Tanh(),
         nn.Dropout(0.5),
-        nn.Conv2d(4, 2, 2, stride=2),
+        nn.Conv2d(4, 2, 2, stride=2, dilation=2),
         nn.Softplus(),
         nn.Flatten(),
         nn.Linear(8, 3),
@@ -180,7 +180,7 @@ NETS = {
     "perceptron": (perceptron, (5,)),
     "convolutional": (convolutional, (2, 4, 4)),
     "tied": (Tied, (4,)),
-    "recurrent": (Recurrent, (4, 3)),
+    "recurrent": (Recurrent, (3, 2)),
     "attention": (Attention, (3, 4)),
 }
 

@@ -32,7 +32,7 @@ def test_scores_are_those_of_the_explicit_hessian(net):
 def test_other_recurrent_layers(kind, dtype):
     torch.manual_seed(0)
     model = explicit.Recurrent(kind).to(dtype)
-    batches = [(torch.randn(5, 4, 3, dtype=dtype), torch.randint(0, 3, (5,)))]
+    batches = [(torch.randn(5, 3, 2, dtype=dtype), torch.randint(0, 3, (5,)))]
     found = scores_of(Grasp().scores(context(model, batches))).double()
     model, batches = model.double(), [(x.double(), y) for x, y in batches]
     h, g = explicit.hessian(model, batches), explicit.gradient(model, batches)

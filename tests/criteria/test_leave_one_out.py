@@ -57,8 +57,11 @@ def test_models_of_float32_are_evaluated_in_float64(net):
 def test_few_at_a_time(monkeypatch):
     model, batches = build("convolutional")
     expected = flat(LeaveOneOut().differences(context(model, batches)))
-    monkeypatch.setattr(leave_one_out, "MEMORY", 30_000)
-    close(flat(LeaveOneOut().differences(context(model, batches))), expected)
+    before = explicit.state_of(model)
+    for memory in (1, 30_000):
+        monkeypatch.setattr(leave_one_out, "MEMORY", memory)
+        close(flat(LeaveOneOut().differences(context(model, batches))), expected)
+        explicit.same_state(before, explicit.state_of(model))
 
 
 def test_losses_that_can_not_be_mapped():

@@ -142,7 +142,7 @@ def test_pruning_a_trained_net_of_float32(engine):
     expected = scores.update(plan.masks)
 
     def loss():
-        return sum(float(nn.functional.cross_entropy(model(x), y)) for x, y in batches)
+        return sum(float(nn.functional.cross_entropy(model(x), y).detach()) for x, y in batches)
 
     with torch.no_grad():
         weights = {name: parameter.clone() for name, parameter in explicit.pooled(model).items()}
