@@ -30,8 +30,8 @@ inline int64_t recurrent_tiles(int64_t batch) {
 }
 
 struct RecurrentWeight {
-  const void* values = nullptr;  // [nnz], null: there is no such weight
-  const int32_t* ptr = nullptr;  // [rows + 1]: where each row's list begins
+  const void* values = nullptr;  // [nnz]
+  const int32_t* ptr = nullptr;  // [rows + 1]: where each row's list begins; null: there is no such weight
   IndexList index;               // [nnz]: columns of each row
   int64_t rows = 0, cols = 0;
 

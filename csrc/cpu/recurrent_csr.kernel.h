@@ -80,7 +80,7 @@ void forward_tile(const RecurrentCsr& call, const Weights<accumulator_t<T>>& wei
   using A = accumulator_t<T>;
   const TileSteps steps(call, tile);
   const int64_t samples = steps.samples, first = steps.first_sample();
-  const bool projects = weights.hr.values != nullptr;
+  const bool projects = weights.hr.there();
   const int64_t cells = kCell == Cell::kLstm ? call.hidden : 0;
   A* x = scratch<A>(Slot::kPackedInput,
                     (call.inputs + 2 * call.outputs + cells + (projects ? call.hidden : 0) + call.ih.rows) * samples);

@@ -62,7 +62,7 @@ struct BackwardTile {
 
   BackwardTile(const RecurrentCsr& call, bool with_x) {
     const int64_t samples = recurrent_samples(call.batch), hidden = call.hidden, outputs = call.outputs;
-    const bool projects = call.hr.values != nullptr;
+    const bool projects = call.hr.ptr != nullptr;
     together = steps_together<A>(samples);
     gates = call.ih.rows;
     gate_rows = call.cell == Cell::kGru ? 2 * gates : gates;
@@ -122,7 +122,7 @@ void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t
   const int64_t samples = steps.samples, first = steps.first_sample(), row = steps.row(place);
   const int64_t hidden = forward.hidden, outputs = forward.outputs, size = hidden * samples;
   const int64_t active = steps.active(place), before = steps.active(place - 1), after = steps.active(place + 1);
-  const bool projects = weights.hr.values != nullptr;
+  const bool projects = weights.hr.there();
   A* const dgates = own.dgates + slot * own.gate_rows * samples;
   A* const state_gates = dgates + (own.gate_rows - own.gates) * samples;
   A* const h = own.h + slot * outputs * samples;
@@ -198,7 +198,7 @@ void backward_tile(const RecurrentCsrBackward& call, const Weights<accumulator_t
     const A* state_gates = own.dgates + (own.gate_rows - own.gates) * samples;
     add_value_gradient(weights.ih, own.dgates, step, own.x, samples, slot, sums + places.ih);
     add_value_gradient(weights.hh, state_gates, step, own.h, samples, slot, sums + places.hh);
-    if (weights.hr.values != nullptr) {
+    if (weights.hr.there()) {
       add_value_gradient(weights.hr, own.doutput, forward.outputs * samples, own.whole, samples, slot,
                          sums + places.hr);
     }

@@ -16,6 +16,8 @@ struct Lists {
   const int32_t* ptr;
   IndexList index;
   int64_t rows, cols;
+
+  bool there() const { return ptr != nullptr; }
 };
 
 template <typename A>
@@ -220,24 +222,51 @@ void multiply_lanes(const Lists<A>& weight, const A* bias, const A* x, int64_t s
 }
 
 // to [cols][samples] += transposed weight times y [rows][samples]. It goes over rows, adding to lines that stay in L1,
-// rather than over columns, whose sums would read all over y.
+// rather than over columns, whose sums would read all over y. A row's lines are distinct, so some of them are read
+// before the first is written.
+template <int kVectors, typename A, typename I>
+void add_transposed(const Lists<A>& weight, const I* index, const A* y, int64_t samples, A* to) {
+  constexpr int kTogether = kVectors == 1 ? 4 : kVectors == 2 ? 2 : 1;
+  constexpr int kN = kLanes<A>;
+  const A* const values = weight.values;
+  const int32_t* const ptr = weight.ptr;
+  const int64_t rows = weight.rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    Vec<A> from[kVectors];
+    SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) from[v] = load(y + row * samples + v * kN);
+    const int64_t end = ptr[row + 1];
+    int64_t k = ptr[row];
+    for (; k + kTogether <= end; k += kTogether) {
+      A* lines[kTogether];
+      Vec<A> sums[kTogether][kVectors];
+      SNIPKERN_UNROLL for (int i = 0; i < kTogether; ++i) {
+        lines[i] = to + index[k + i] * samples;
+        const Vec<A> value = broadcast<Vec<A>>(values[k + i]);
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
+          sums[i][v] = multiply_add<A>(value, from[v], load(lines[i] + v * kN));
+        }
+      }
+      SNIPKERN_UNROLL for (int i = 0; i < kTogether; ++i) {
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) store(lines[i] + v * kN, sums[i][v]);
+      }
+    }
+    for (; k < end; ++k) {
+      A* const line = to + index[k] * samples;
+      const Vec<A> value = broadcast<Vec<A>>(values[k]);
+      SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
+        store(line + v * kN, multiply_add<A>(value, from[v], load(line + v * kN)));
+      }
+    }
+  }
+}
+
 template <typename A>
 void add_transposed(const Lists<A>& weight, const A* y, int64_t samples, A* to) {
   with_vectors<A>(samples, [&](auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
     with_index(weight.index, [&](auto* index) {
+      constexpr int kVectors = decltype(vectors)::value;
       for (int64_t lane = 0; lane < samples; lane += kVectors * kLanes<A>) {
-        for (int64_t row = 0; row < weight.rows; ++row) {
-          Vec<A> from[kVectors];
-          SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) from[v] = load(y + row * samples + lane + v * kLanes<A>);
-          for (int64_t k = weight.ptr[row]; k < weight.ptr[row + 1]; ++k) {
-            const Vec<A> value = broadcast<Vec<A>>(weight.values[k]);
-            A* line = to + index[k] * samples + lane;
-            SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
-              store(line + v * kLanes<A>, multiply_add<A>(value, from[v], load(line + v * kLanes<A>)));
-            }
-          }
-        }
+        add_transposed<kVectors>(weight, index, y + lane, samples, to + lane);
       }
     });
   });

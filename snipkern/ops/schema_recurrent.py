@@ -6,6 +6,8 @@ in torch's order: i, f, g, o of an LSTM, r, z, n of a GRU.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def require_sizes(name: str, batch_sizes: Tensor, batch: int, rows: int) -> list
     """Checks and returns the batch sizes themselves: for kernels, as fakes may not read them."""
     sizes: list[int] = batch_sizes.tolist()
     first, total = sizes[0] if sizes else batch, sum(sizes)
-    falling = all(a >= b for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
+    falling = all(a >= b for a, b in itertools.pairwise([*sizes, 0]))
     require(
         falling and first == batch and total == rows,
         name,

@@ -140,8 +140,8 @@ def test_quick_run_of_every_case(tmp_path, capsys, restore_threads):
     shown = capsys.readouterr().out
     for title in (
         "limits: what", "selection", "element masks, float32", "blocks and bfloat16", "products at 5 %", "density sweep",
-        "thread scaling", "inference", "training steps", "where the time of a step goes", "memory held",
-        "scoring: all gradients",
+        "thread scaling", "inference", "recurrent layers at 5 %", "training steps", "where the time of a step goes",
+        "memory held", "scoring: all gradients",
     ):  # fmt: skip
         assert title in shown
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ SIZE, OUT = [6, 7], [6, 5]
 CPU = torch.device("cpu")
 
 #: Operands that stay on the CPU wherever the others are: {op: their place}.
-STAYING = {"saliency_sample_many": 2}
+STAYING = {"saliency_sample_many": 2, "recurrent_csr": 1, "recurrent_csr_backward": 4}
 
 
 def block_mask(rows, cols):
@@ -39,6 +39,11 @@ def calls(dtype):
     pairs = [weight, new(7), new(2, 3, 4)], [gradient, new(7), new(2, 3, 4)]
     scales = torch.rand(ROWS), torch.rand(COLS)
     weighing = 0, *scales
+    square = Mask.from_dense(torch.rand(ROWS, ROWS // 4) < 0.5)  # of an LSTM's state
+    states, sequences = (new(3, ROWS // 4), new(3, ROWS // 4)), torch.tensor([3, 2])
+    recurrent = new(square.count()), Topology(square).on(CPU), None, None, new(ROWS), new(ROWS)
+    layer = x, sequences, *states, values, csr, *recurrent
+    saved = new(2 * 5 * (ROWS // 4) * 16).to(torch.float64 if dtype == torch.float64 else torch.float32)
     return {
         "spmm_csr": (x, values, new(ROWS), csr, *size, False),
         "sddmm_csr": (grad, x, csr, nnz, *size),
@@ -46,6 +51,8 @@ def calls(dtype):
         "conv2d_csr": (image, taps, new(4), conv_csr, WEIGHT, *WINDOW),
         "conv2d_csr_input_grad": (out, taps, conv_csr, WEIGHT, SIZE, *WINDOW),
         "conv2d_csr_weight_grad": (out, image, conv_csr, conv_nnz, WEIGHT, *WINDOW),
+        "recurrent_csr": (*layer, 0, False, True),
+        "recurrent_csr_backward": (new(5, ROWS // 4), *states, *layer, new(5, ROWS // 4), saved, 0, False, True),
         "spmm_bsr": (x, values, new(ROWS), bsr, *size, *BLOCK, False),
         "sddmm_bsr": (grad, x, bsr, nnz, *size, *BLOCK),
         "spmm_bsr_backward": (grad, x, values, bsr, *size, *BLOCK, True),

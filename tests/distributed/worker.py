@@ -31,6 +31,7 @@ from checks_failing import (
     ranks_must_agree_on_what_they_prune,
     what_fails_on_one_rank_fails_on_all,
 )
+from checks_recurrent import recurrent_modules_train_replicated, recurrent_modules_train_sharded
 from checks_replicated import (
     blocks_and_chance_are_the_same_on_all_ranks,
     ddp_after_pruning_trains_like_one_process,
@@ -83,6 +84,8 @@ FOR_TWO = (
     every_criterion_finds_the_masks_of_one_process,
     updates_are_the_same_on_all_ranks,
     fsdp_scores_magnitudes_and_chance,
+    recurrent_modules_train_replicated,
+    recurrent_modules_train_sharded,
     a_rank_that_fails_among_shared_out_layers_fails_all,
     a_sharded_loss_that_raises_everywhere_leaves_shards,
     a_criterion_that_fails_on_one_rank_fails_on_all,

@@ -147,3 +147,13 @@ def random_recurrent(
         draw(rows) if bias else None,
         reverse,
     )
+
+
+def op_args(case, given=None):
+    """Arguments of the op without its ``save``."""
+    given = given or case.floats
+    index = {name: topology.on(torch.device("cpu")) for name, topology in case.topologies.items()}
+    weights = [tensor for name in ("ih", "hh", "hr") for tensor in (given.get(name), index.get(name))]
+    head = [given["x"], case.batch_sizes, given["h0"], given.get("c0")]
+    tail = [given.get("bias_ih"), given.get("bias_hh"), MODES.index(case.mode), case.reverse]
+    return [*head, *weights, *tail]
