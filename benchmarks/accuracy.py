@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
-import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import data
+import lenets
 import machine
-import models
+import resume
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from style import table
 from training import Learner, Recipe, accuracy
 
@@ -74,15 +72,11 @@ class Run:
     epochs: int
     score_batches: int
 
-    @property
-    def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", action="append", type=_dataset, metavar="NAME=FOLDER", help="repeatable")
-    parser.add_argument("--models", nargs="+", choices=list(models.MODELS), default=["lenet-300-100"])
+    parser.add_argument("--data", action="append", type=dataset_folder, metavar="NAME=FOLDER", help="repeatable")
+    parser.add_argument("--models", nargs="+", choices=list(lenets.MODELS), default=["lenet-300-100"])
     parser.add_argument("--masks", default="*", help="which, as a shell pattern, or several with commas (default: all)")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.05, 0.02], help="(default: 0.05 0.02)")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: %(default)s)")
@@ -101,7 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _dataset(text: str) -> tuple[str, Path]:
+def dataset_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"data must be NAME=FOLDER (got {text!r})")
@@ -123,12 +117,12 @@ def planned(args: argparse.Namespace) -> list[Run]:
     ]
 
 
-def train(run: Run, folder: Path | None) -> dict[str, Any]:
+def train(run: Run, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Prunes and trains one network; its test error in percent, and the density that it had."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    digits = data.load(folder)
-    model = models.MODELS[run.model](torch.Generator().manual_seed(run.seed))
+    digits = data.load(folders.get(run.dataset))
+    model = lenets.MODELS[run.model](torch.Generator().manual_seed(run.seed))
     density = 1.0
     if run.mask != "dense":
         scoring = _shuffled(digits, run.seed + 1)
@@ -154,47 +148,16 @@ def _shuffled(digits: data.Digits, seed: int) -> data.Batches:
 
 def run_all(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Trains what is missing; the file is written after every network."""
-    content = _saved(args.json) if args.json and args.json.exists() else {"format": FORMAT, "results": []}
+    found = args.json and args.json.exists()
+    content = resume.saved(args.json, "accuracy", FORMAT) if found else {"format": FORMAT, "results": []}
     content.setdefault("machine", machine.describe())
-    fields = Run.__dataclass_fields__
-    done = {Run(**{name: row[name] for name in fields}).key for row in content["results"]}
-    missing = [run for run in planned(args) if run.key not in done]
-    folders = dict(args.data or [])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Forked workers would share torch's thread pool.
-    context = multiprocessing.get_context("spawn")
-    with (
-        Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(args.jobs, mp_context=context) as pool,
-    ):
-        task = progress.add_task("training", total=len(missing))
-        futures = [pool.submit(train, run, folders.get(run.dataset)) for run in missing]
-        try:
-            for future in as_completed(futures):
-                row = future.result()
-                content["results"].append(row)
-                progress.update(
-                    task, advance=1, description=f"{row['dataset']}: {row['mask']} {row['test_error']:.2f} %"
-                )
-                if args.json:
-                    _write(args.json, content)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    work = partial(train, folders=dict(args.data or []))
+    resume.carry_out(planned(args), work, content, path=args.json, jobs=args.jobs, console=console, said=_said)
     return content
 
 
-def _saved(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    if content.get("format") != FORMAT:
-        raise SystemExit(f"accuracy: {path} must be of format {FORMAT} (got {content.get('format')!r})")
-    return content
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.replace(path)
+def _said(row: Mapping[str, Any]) -> str:
+    return f"{row['dataset']}: {row['mask']} {row['test_error']:.2f} %"
 
 
 def show(content: dict[str, Any], console: Console) -> None:
@@ -224,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     console = Console(width=None if Console().is_terminal else WIDTH)
     try:
-        show(_saved(args.show) if args.show else run_all(args, console), console)
+        show(resume.saved(args.show, "accuracy", FORMAT) if args.show else run_all(args, console), console)
     except data.DataError as error:
         raise SystemExit(f"accuracy: {error}") from None
 

@@ -20,7 +20,7 @@ from snipkern.topology.cover import covering, stored_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import data
-from models import lenet_300_100
+from lenets import lenet_300_100
 
 SPARSITIES = (0.95, 0.98, 0.99)
 BLOCKS = ((16, 16), (32, 32))

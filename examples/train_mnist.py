@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import data
-import models
+import lenets
 import torch
 from arguments import device, positive_float, positive_int, share
 from rich.console import Console
@@ -64,7 +64,7 @@ def compare(name: str, digits: data.Digits, args: argparse.Namespace, console: C
         recipe.lr if args.lr is None else args.lr,
         recipe.weight_decay,
     )
-    dense = models.MODELS[name](torch.Generator().manual_seed(args.seed)).to(args.device)
+    dense = lenets.MODELS[name](torch.Generator().manual_seed(args.seed)).to(args.device)
     sparse = copy.deepcopy(dense)
     start = torch.nn.utils.parameters_to_vector(p for p in dense.parameters() if p.dim() > 1).detach().clone()
 
@@ -176,7 +176,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="train_mnist.py",
         description="Trains LeNets on digits, dense and pruned to --keep before training, and compares them.",
     )
-    parser.add_argument("--model", choices=sorted(models.MODELS), help="one network only (default: both)")
+    parser.add_argument("--model", choices=sorted(lenets.MODELS), help="one network only (default: both)")
     parser.add_argument("--keep", type=share, default=0.05, help="share of the weights to keep (default: 0.05)")
     parser.add_argument(
         "--score-batches",
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
             f" {where(args.device)}",
             soft_wrap=True,
         )
-        names = list(models.MODELS) if args.model is None else [args.model]
+        names = list(lenets.MODELS) if args.model is None else [args.model]
         results = [compare(name, digits, args, console) for name in names]
         seconds = time.perf_counter() - began
         console.print(f"finished in {seconds:.0f} s{peak(args.device)}")

@@ -5,12 +5,14 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, criteria, distributed, nn, ops
+from snipkern import backends, criteria, distributed, nn, ops, penalties
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.collapse import CollapseWarning
+from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
+from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
 from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
@@ -20,18 +22,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CollapseWarning",
+    "Comparison",
     "Layout",
     "Mask",
     "Plan",
     "Pruned",
     "backends",
+    "compare",
     "criteria",
     "dense_state_dict",
     "distributed",
     "load_",
     "masks",
     "nn",
+    "nonzero_masks",
     "ops",
+    "penalties",
     "plan",
     "prune_",
     "safetensor_pairs",

@@ -11,7 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from snipkern.nn.masked import guards
-from snipkern.nn.sparse import SparseWeight
+from snipkern.nn.sparse import SparseModule
 from snipkern.parallel.shards import is_sharded
 
 __all__ = ["Prunable", "prunable"]
@@ -121,7 +121,7 @@ def _require_plain(module: nn.Module, module_fqn: str, sharded: bool) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
     if type(module).__name__ in WRAPPERS or (not sharded and any(map(is_sharded, module._parameters.values()))):
         raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
-    if isinstance(module, SparseWeight) or guards(module):
+    if isinstance(module, SparseModule) or guards(module):
         raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")
     if parametrize.is_parametrized(module):
         raise ValueError(

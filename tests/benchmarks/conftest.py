@@ -1,6 +1,7 @@
-"""Makes the benchmark scripts importable."""
+"""Makes the benchmark scripts importable, and those of the examples, which some of them build on."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]

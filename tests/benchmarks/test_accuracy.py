@@ -6,6 +6,7 @@ import json
 
 import accuracy
 import pytest
+import resume
 from rich.console import Console
 
 ARGUMENTS = ["--masks", "element,4x4", "--keep", "0.05", "--epochs", "1", "--score-batches", "1"]
@@ -13,7 +14,7 @@ ARGUMENTS = ["--masks", "element,4x4", "--keep", "0.05", "--epochs", "1", "--sco
 
 def test_a_seed_of_everything_comes_before_the_next():
     runs = accuracy.planned(accuracy.parse(["--seeds", "2", "--models", "lenet-300-100", "lenet-5"]))
-    assert len({run.key for run in runs}) == len(runs)
+    assert len({resume.key(run) for run in runs}) == len(runs)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert sum(run.mask == "dense" for run in runs) == 4  # once for each network and seed, whatever is kept
     assert {run.mask for run in runs if run.model == "lenet-5"} == set(accuracy.CONV_MASKS)

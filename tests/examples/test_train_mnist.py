@@ -2,7 +2,7 @@
 
 import json
 
-import models
+import lenets
 import pytest
 import torch
 import train_mnist
@@ -16,19 +16,19 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def test_parameter_counts_are_the_papers():
     for name, weights, biases in (("lenet-300-100", 266_200, 410), ("lenet-5", 430_500, 580)):
-        parameters = list(models.MODELS[name](None).parameters())
+        parameters = list(lenets.MODELS[name](None).parameters())
         assert sum(p.numel() for p in parameters if p.dim() > 1) == weights
         assert sum(p.numel() for p in parameters) == weights + biases
 
 
 def test_lenet_5_has_no_activation_after_its_convolutions():
-    kinds = [type(layer).__name__ for layer in models.lenet_5_caffe()]
+    kinds = [type(layer).__name__ for layer in lenets.lenet_5_caffe()]
     assert kinds == ["Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+@pytest.mark.parametrize("name", sorted(lenets.MODELS))
 def test_initial_weights_are_variance_scaled_and_reproducible(name):
-    net, twin = (models.MODELS[name](torch.Generator().manual_seed(5)) for _ in range(2))
+    net, twin = (lenets.MODELS[name](torch.Generator().manual_seed(5)) for _ in range(2))
     assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     for left, right in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(left, right)
@@ -39,7 +39,7 @@ def test_initial_weights_are_variance_scaled_and_reproducible(name):
         expected = parameter[0].numel() ** -0.5
         # Five standard errors of the standard deviation, taken as if the weights were normal.
         assert parameter.std().item() == pytest.approx(expected, rel=5 / (2 * parameter.numel()) ** 0.5)
-        assert parameter.abs().max() <= 2 * expected / models.TRUNCATED_STD + 1e-6
+        assert parameter.abs().max() <= 2 * expected / lenets.TRUNCATED_STD + 1e-6
 
 
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 4 * 66), ("adamw", 8 * 66 + 4 * 2)])
@@ -129,7 +129,7 @@ def test_both_networks_run_by_default_and_repeat_exactly(write_digits, tmp_path)
         out, report = tmp_path / turn, tmp_path / f"{turn}.json"
         assert train_mnist.main([*arguments, "--out", str(out), "--json", str(report)]) == 0
         runs.append(json.loads(report.read_text())["runs"])
-    assert [run["model"] for run in runs[0]] == list(models.MODELS)
+    assert [run["model"] for run in runs[0]] == list(lenets.MODELS)
     for first, second in zip(*runs, strict=True):
         assert first["layers"] == second["layers"]
         for kind in ("dense", "sparse"):
