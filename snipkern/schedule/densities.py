@@ -1,0 +1,122 @@
+"""Schedules: how dense a model is after each of several prunings, from what it was to what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+__all__ = ["SCHEDULES", "Schedule", "at", "cubic", "densities", "exponential", "linear", "one_shot"]
+
+#: Share of the way that is gone, in (0, 1] -> density.
+Density = Callable[[float], float]
+#: A name of SCHEDULES, a function of the share of the way, or the densities themselves.
+Schedule = str | Density | Sequence[float]
+
+# How far a function's density at the end may be from what was asked for: rounding, no more.
+ROUNDING = 1e-6
+
+
+def linear(start: float, end: float) -> Density:
+    """The same number of weights goes each time."""
+    return lambda way: start + (end - start) * way
+
+
+def cubic(start: float, end: float) -> Density:
+    """Many weights at first, few in the end, ``end + (start - end) * (1 - way) ** 3``.
+
+    Source: Zhu and Gupta: To prune, or not to prune, 2017, equation 1, which is about sparsities.
+    """
+    return lambda way: end + (start - end) * (1 - way) ** 3
+
+
+def exponential(start: float, end: float) -> Density:
+    """The same share of what is left goes each time, ``start * (end / start) ** way``.
+
+    Source: Frankle and Carbin: The lottery ticket hypothesis, ICLR 2019, whose rounds keep 80 % each.
+    """
+    return lambda way: start * (end / start) ** way
+
+
+def one_shot(start: float, end: float) -> Density:
+    """Everything goes at once."""
+    return lambda way: end
+
+
+SCHEDULES: dict[str, Callable[[float, float], Density]] = {
+    "linear": linear,
+    "cubic": cubic,
+    "exponential": exponential,
+    "one-shot": one_shot,
+}
+
+
+def densities(schedule: Schedule, keep: float, rounds: int, start: float = 1.0) -> list[float]:
+    """The density after each of ``rounds`` prunings, the last one exactly ``keep``.
+
+    Args:
+        schedule: ``"linear"``, ``"cubic"``, ``"exponential"`` or ``"one-shot"`` (one round); a function from the share
+            of the way, ``round / rounds``, to the density; or a sequence of ``rounds`` densities.
+        keep: Density in the end.
+        rounds: Number of prunings.
+        start: Density before the first.
+
+    Raises:
+        ValueError: For an unknown name; for densities that rise, that are not in (0, start], or whose last one is not
+            ``keep``.
+    """
+    require_rounds(rounds)
+    if schedule == "one-shot" and rounds != 1:
+        raise ValueError(f"schedule: 'one-shot' prunes once; rounds must be 1 (got {rounds})")
+    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        if len(schedule) != rounds:
+            raise ValueError(f"schedule: densities must be as many as rounds, {rounds} (got {len(schedule)})")
+        found = list(schedule)
+    else:
+        density = function_of(schedule, keep, start)
+        found = [density(number / rounds) for number in range(1, rounds + 1)]
+    return checked(found, keep, start)
+
+
+def at(schedule: str | Density, keep: float, way: float, start: float = 1.0) -> float:
+    """The density when a share ``way`` in [0, 1] of the way is gone; exactly ``keep`` from its end on.
+
+    Raises:
+        ValueError: As :func:`densities`.
+    """
+    density = function_of(schedule, keep, start)
+    return checked([density(min(way, 1.0)), density(1.0)] if way < 1 else [density(1.0)], keep, start)[0]
+
+
+def function_of(schedule: Any, keep: float, start: float) -> Density:
+    """The function that a name stands for, or the one that was given."""
+    if isinstance(schedule, str) and schedule in SCHEDULES:
+        return SCHEDULES[schedule](start, keep)
+    if callable(schedule):
+        return schedule
+    raise ValueError(
+        f"schedule: must be one of {', '.join(SCHEDULES)}, a function of the share of the way that is gone, or a"
+        f" sequence of densities (got {schedule!r})"
+    )
+
+
+def checked(found: Sequence[Any], keep: float, start: float) -> list[float]:
+    """Densities that never rise, from ``start`` to exactly ``keep``."""
+    before = start
+    for number, value in enumerate(found, 1):
+        good = isinstance(value, Real) and not isinstance(value, bool) and value > 0
+        if not good or float(value) > before * (1 + ROUNDING):
+            raise ValueError(
+                f"schedule: densities must be in (0, 1] and never rise, from {start:.6g} to {keep:.6g} (got {value!r}"
+                f" as number {number})"
+            )
+        before = min(float(value), before)
+    if not found or abs(float(found[-1]) - keep) > ROUNDING * keep:
+        raise ValueError(f"schedule: the last density must be keep, {keep!r} (got {found[-1] if found else 'none'!r})")
+    return [max(min(float(value), start), keep) for value in found[:-1]] + [keep]
+
+
+def require_rounds(rounds: object) -> None:
+    """That a number of rounds is one."""
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"schedule: rounds must be a positive integer (got {rounds!r})")
