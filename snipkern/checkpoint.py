@@ -12,12 +12,10 @@ from snipkern.converting import masked_pool
 from snipkern.masks import Mask
 from snipkern.nn import convert, state
 from snipkern.nn.sparse import SparseWeight
-from snipkern.nn.state import MASK_SUFFIX
+from snipkern.nn.state import MASK_SUFFIX, VALUES_SUFFIX
 from snipkern.pool import Prunable
 
 __all__ = ["dense_state_dict", "load_"]
-
-VALUES_SUFFIX = "_values"
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:

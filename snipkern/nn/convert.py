@@ -156,7 +156,7 @@ def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseT
     module._parameters.clear()
     module._parameters["weight_values"] = values
     module._parameters.update(others)
-    module.__dict__["topology"] = topology
+    module.__dict__["_topologies"] = {"weight": topology}
     module.__dict__["dense_class"] = type(module)
     module.__class__ = SPARSE_CLASSES[type(module)]
 
@@ -202,7 +202,7 @@ def _make_dense(module: SparseWeight) -> None:
     vars(weight).update(vars(values))
     others = {name: p for name, p in module._parameters.items() if name != "weight_values"}
     dense_class = module.dense_class
-    del module.__dict__["topology"], module.__dict__["dense_class"]
+    del module.__dict__["_topologies"], module.__dict__["dense_class"]
     cast(nn.Module, module).__class__ = dense_class
     module._parameters.clear()
     module._parameters["weight"] = weight

@@ -14,6 +14,7 @@ from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology, build
 
 MASK_SUFFIX = "_mask"
+VALUES_SUFFIX = "_values"
 BLOCK_SUFFIX = "_block"
 ORDER_SUFFIX = "_order"
 SINGLES_SUFFIX = "_singles"

@@ -98,8 +98,8 @@ def test_weight_is_differentiable_and_cannot_be_set(pair):
     torch.testing.assert_close(sparse.weight_values.grad, 2 * sparse.weight_values.detach())
     with pytest.raises(AttributeError, match="weight is made from weight_values and cannot be set"):
         sparse.weight = nn.Parameter(torch.zeros(3))
-    del sparse.topology
-    with pytest.raises(RuntimeError, match=r"weight: .*topology"):
+    del sparse.weight_values
+    with pytest.raises(RuntimeError, match=r"weight: .*weight_values"):
         _ = sparse.weight
 
 
