@@ -17,7 +17,7 @@ from snipkern.engine import choice as engines
 from snipkern.engine.workload import Call, workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
-from snipkern.nn import convert
+from snipkern.nn import convert, narrow
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.pruned import Pruned
@@ -56,8 +56,10 @@ def layers_of(
     read_elsewhere = convert.attention_projections(model)
     layers: list[report.Layer] = []
     for entry in pool:
-        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
-        obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
+        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.shape)
+        obstacle = None
+        if entry.topology is None:
+            obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
         if is_sharded(entry.parameter):
             obstacle = "sharded: dense shards, held at zero"
         layout = layouts.get(entry.fqn)
@@ -67,7 +69,7 @@ def layers_of(
             work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
         with _naming(entry):
             choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
-        kind, block = type(module).__name__, None if layout is None else layout.block
+        kind, block = convert.dense_class(module).__name__, None if layout is None else layout.block
         kept, flow = mask.count(), flows.get(entry.fqn)
         layers.append(report.Layer(entry.fqn, kind, shape, kept, mask.numel, choice, block, work, layout, flow))
     return layers
@@ -80,7 +82,7 @@ def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any) -
     missing = next((reason for device in devices if (reason := _missing(device))), None)
     if missing:
         warnings.warn(f"sparse layers run on the reference kernels, slower than dense: {missing}", stacklevel=4)
-    convert.apply_(team.model, conversions)
+    narrow.apply_(team.model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     team.rewrap_()
@@ -105,7 +107,8 @@ def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conver
     layout = layer.layout if layer.engine == "bsr" else None
     cover = layer.choice.cover if layer.engine == "cover" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
+        prepare = convert.prepare if entry.mask is None else narrow.prepare
+        return prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.sparse import SparseConv2d, SparseLinear, SparseWeight
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.ops.checks import FLOATS
 from snipkern.topology import BaseTopology, build
 
@@ -62,6 +63,11 @@ def sparse_obstacle(module: nn.Module, name: str, shared: bool, weight_read: boo
     return None
 
 
+def dense_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that a sparse module had before."""
+    return module.dense_class if isinstance(module, SparseModule) else type(module)
+
+
 @dataclass(frozen=True)
 class Conversion:
     """One parameter's change, ready to be made: to a sparse module, or to a guarded dense weight."""
@@ -72,6 +78,11 @@ class Conversion:
     before: nn.Parameter
     values: nn.Parameter | None
     topology: BaseTopology | None
+
+    def carried(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape (a gradient, an optimiser's moment) as one of the new parameter's."""
+        assert self.topology is not None
+        return tensor.reshape(-1)[self.topology.flat_index(tensor.device)]
 
 
 def prepare(
@@ -96,8 +107,7 @@ def prepare(
     assert parameter is not None
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None)
-    if any(grid is not None and grid.ordered for grid in (layout, cover)) and isinstance(module, nn.Conv2d):
-        raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
+    require_unordered(module, layout, cover)
     topology = build(mask, layout, cover)
     if parameter.is_meta:
         values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
@@ -116,13 +126,19 @@ def prepare(
     return Conversion(module, name, mask, parameter, values, topology)
 
 
+def require_unordered(module: nn.Module, *grids: Layout | None) -> None:
+    """That a convolution gets no grid with orders, which its kernels don't know."""
+    if any(grid is not None and grid.ordered for grid in grids) and isinstance(module, nn.Conv2d):
+        raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
+
+
 def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     """Makes prepared conversions, and turns off fast paths that would compute with dense weights."""
     for change in conversions:
         if change.topology is None:
             guard_(change.module, change.name, change.mask)
         else:
-            _make_sparse(change.module, change.values, change.topology)
+            make_sparse(change.module, change.values, change.topology)
     _leave_fast_paths(model)
 
 
@@ -151,7 +167,8 @@ def _restore_fast_paths(model: nn.Module) -> None:
                 setattr(module, attribute, module.__dict__.pop(FAST_PATH_BEFORE))
 
 
-def _make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseTopology) -> None:
+def make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseTopology) -> None:
+    """Changes a dense module's class."""
     others = {name: p for name, p in module._parameters.items() if name != "weight"}
     module._parameters.clear()
     module._parameters["weight_values"] = values
@@ -191,15 +208,17 @@ def to_dense_(model: nn.Module) -> nn.Module:
         if guards(module):
             unguard_(module)
         if isinstance(module, SparseWeight):
-            _make_dense(module)
+            make_dense(module)
     _restore_fast_paths(model)
     return model
 
 
-def _make_dense(module: SparseWeight) -> None:
+def make_dense(module: SparseWeight, weight: nn.Parameter | None = None) -> None:
+    """Changes it back; the dense weight is made if none is given."""
     values = module.weight_values
-    weight = nn.Parameter(module.weight.detach(), values.requires_grad)
-    vars(weight).update(vars(values))
+    if weight is None:
+        weight = nn.Parameter(module.weight.detach(), values.requires_grad)
+        vars(weight).update(vars(values))
     others = {name: p for name, p in module._parameters.items() if name != "weight_values"}
     dense_class = module.dense_class
     del module.__dict__["_topologies"], module.__dict__["dense_class"]

@@ -71,6 +71,11 @@ class MaskGuard:
         if _guarded.get(id(self.parameter)) is self:
             del _guarded[id(self.parameter)]
 
+    @property
+    def hook_id(self) -> int | None:
+        """The key of its hook among the parameter's; None where it has none."""
+        return None if self._handle is None else self._handle.id
+
     def here(self, tensor: Tensor) -> Mask:
         """The mask of what this rank has of a tensor of the parameter's shape; of shards, kept for the next call."""
         if not is_sharded(tensor):

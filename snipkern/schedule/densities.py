@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["SCHEDULES", "Schedule", "at", "cubic", "densities", "exponential", "linear", "one_shot"]
+__all__ = ["SCHEDULES", "Schedule", "cubic", "densities", "exponential", "linear", "one_shot"]
 
 #: Share of the way that is gone, in (0, 1] -> density.
 Density = Callable[[float], float]
@@ -51,41 +51,29 @@ SCHEDULES: dict[str, Callable[[float, float], Density]] = {
 }
 
 
-def densities(schedule: Schedule, keep: float, rounds: int, start: float = 1.0) -> list[float]:
-    """The density after each of ``rounds`` prunings, the last one exactly ``keep``.
+def densities(schedule: Schedule, keep: float, rounds: int | Sequence[float], start: float = 1.0) -> list[float]:
+    """The density after each of several prunings, the last one exactly ``keep``.
 
     Args:
-        schedule: ``"linear"``, ``"cubic"``, ``"exponential"`` or ``"one-shot"`` (one round); a function from the share
-            of the way, ``round / rounds``, to the density; or a sequence of ``rounds`` densities.
+        schedule: ``"linear"``, ``"cubic"``, ``"exponential"`` or ``"one-shot"``; a function from the share of the way
+            that is gone, in (0, 1], to the density; or a sequence of densities, one for each pruning.
         keep: Density in the end.
-        rounds: Number of prunings.
+        rounds: Number of prunings, which are at ``1 / rounds``, ``2 / rounds``, ... of the way; or these shares.
         start: Density before the first.
 
     Raises:
         ValueError: For an unknown name; for densities that rise, that are not in (0, start], or whose last one is not
             ``keep``.
     """
-    require_rounds(rounds)
-    if schedule == "one-shot" and rounds != 1:
-        raise ValueError(f"schedule: 'one-shot' prunes once; rounds must be 1 (got {rounds})")
+    if isinstance(rounds, bool) or not isinstance(rounds, (int, Sequence)) or (isinstance(rounds, int) and rounds < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"schedule: rounds must be a positive integer (got {rounds!r})")
+    ways = [number / rounds for number in range(1, rounds + 1)] if isinstance(rounds, int) else rounds
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-        if len(schedule) != rounds:
-            raise ValueError(f"schedule: densities must be as many as rounds, {rounds} (got {len(schedule)})")
-        found = list(schedule)
-    else:
-        density = function_of(schedule, keep, start)
-        found = [density(number / rounds) for number in range(1, rounds + 1)]
-    return checked(found, keep, start)
-
-
-def at(schedule: str | Density, keep: float, way: float, start: float = 1.0) -> float:
-    """The density when a share ``way`` in [0, 1] of the way is gone; exactly ``keep`` from its end on.
-
-    Raises:
-        ValueError: As :func:`densities`.
-    """
+        if len(schedule) != len(ways):
+            raise ValueError(f"schedule: densities must be as many as prunings, {len(ways)} (got {len(schedule)})")
+        return checked(schedule, keep, start)
     density = function_of(schedule, keep, start)
-    return checked([density(min(way, 1.0)), density(1.0)] if way < 1 else [density(1.0)], keep, start)[0]
+    return checked([density(way) for way in ways], keep, start)
 
 
 def function_of(schedule: Any, keep: float, start: float) -> Density:
@@ -115,8 +103,3 @@ def checked(found: Sequence[Any], keep: float, start: float) -> list[float]:
         raise ValueError(f"schedule: the last density must be keep, {keep!r} (got {found[-1] if found else 'none'!r})")
     return [max(min(float(value), start), keep) for value in found[:-1]] + [keep]
 
-
-def require_rounds(rounds: object) -> None:
-    """That a number of rounds is one."""
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"schedule: rounds must be a positive integer (got {rounds!r})")
