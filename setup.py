@@ -202,6 +202,7 @@ def main():
             "snipkern",
             "snipkern.allocation",
             "snipkern.backends",
+            "snipkern.criteria",
             "snipkern.engine",
             "snipkern.nn",
             "snipkern.ops",

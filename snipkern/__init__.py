@@ -5,7 +5,7 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, distributed, nn, ops
+from snipkern import backends, criteria, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.layout import Layout
 from snipkern.masks import Mask
@@ -23,6 +23,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "backends",
+    "criteria",
     "dense_state_dict",
     "distributed",
     "load_",

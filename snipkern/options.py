@@ -11,6 +11,7 @@ from snipkern.layout import Layout, one_layout, require_block
 from snipkern.masks import Mask
 
 MEMORY = ("plain", "stream")
+PRESETS = ("paper",)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,11 +87,47 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"prune: {name} must be one of {', '.join(allowed)} (got {value!r})")
 
 
-def memory_of(memory: str, batches: int, global_only: str | None) -> None:
+def preset_of(preset: str | None, batches: int, criterion: str) -> bool:
+    """Whether to do as the paper's code does, after a check of what goes with it."""
+    if preset is None:
+        return False
+    one_of("preset", preset, PRESETS)
+    if batches != 1:
+        raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
+    if criterion != "snip":
+        raise ValueError(f"prune: preset='paper' is one of criterion='snip' (got criterion={criterion!r})")
+    return True
+
+
+def loader_of(loader: object, criterion: str, needs_data: bool) -> None:
+    """Checks that there is data where it is needed."""
+    if loader is None and needs_data:
+        raise ValueError(f"prune: loader must be given for criterion={criterion!r} (got None)")
+
+
+def sharded_of(sharded: bool, paper: bool, criterion: str, can_be: bool) -> None:
+    """Checks what goes with a sharded model."""
+    if sharded and paper:
+        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")
+    if sharded and not can_be:
+        raise ValueError(
+            f"prune: criterion={criterion!r} can't score a sharded model; prune before fully_shard (got a sharded one)"
+        )
+
+
+def memory_of(
+    memory: str, batches: int, global_only: str | None, criterion: str, streams: bool, needs_data: bool
+) -> None:
     """Checks how gradients are to be held; ``global_only`` is what else was asked for than the global selection."""
     one_of("memory", memory, MEMORY)
-    if memory == "stream" and batches != 1:
+    if memory == "plain":
+        return
+    if not streams:
+        raise ValueError(f"prune: memory='stream' goes with criterion='snip' (got criterion={criterion!r})")
+    if not needs_data:
+        return  # there are no gradients
+    if batches != 1:
         # The mean gradient of several is complete only when all are summed up: it would have to be kept.
         raise ValueError(f"prune: memory='stream' scores one batch; make it larger instead (got batches={batches!r})")
-    if memory == "stream" and global_only:
+    if global_only:
         raise ValueError(f"prune: memory='stream' goes with the plain global selection alone (got {global_only})")

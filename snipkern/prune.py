@@ -12,6 +12,8 @@ from torch import nn
 from snipkern import options
 from snipkern.allocation import allocation
 from snipkern.converting import convert_, layers_of, masked_pool
+from snipkern.criteria import Criterion, Update, criterion_of
+from snipkern.criteria.shuffled import core
 from snipkern.distributed import Team, team_of
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
@@ -24,9 +26,6 @@ from snipkern.selection.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
 
-CRITERIA = ("snip", "random")
-PRESETS = ("paper",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Pruned):
@@ -37,6 +36,7 @@ class Plan(Pruned):
     optimizer: torch.optim.Optimizer | None = field(repr=False)
     team: Team = field(repr=False)
     engine: str = field(repr=False)
+    update: Update | None = field(repr=False, default=None)
     title: ClassVar[str] = "plan, not applied yet"
 
     def apply_(self) -> Pruned:
@@ -58,17 +58,17 @@ class Plan(Pruned):
 
 def plan(
     model: nn.Module,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | None,
     keep: float | None = None,
     *,
     sparsity: float | None = None,
-    criterion: str = "snip",
+    criterion: str | Criterion = "snip",
     loss_fn: LossFn | None = None,
     batches: int = 1,
     filter_fn: FilterFn | None = None,
     preset: str | None = None,
     engine: str = "auto",
-    scope: str = "global",
+    scope: str | None = None,
     block: tuple[int, int] | None = None,
     balance: bool | None = None,
     order: Literal["auto"] | bool = "auto",
@@ -82,23 +82,21 @@ def plan(
 ) -> Plan:
     """Scores a model and decides what to keep, changing nothing. Arguments and errors as for :func:`prune_`."""
     kept = options.keep_of(keep, sparsity)
-    options.one_of("criterion", criterion, CRITERIA)
+    criterion = criterion_of(criterion)
+    looked = core(criterion)
     block = options.block_of(engine, block)
+    scope = looked.scope if scope is None else scope
     shares = allocation(block, scope=scope, balance=balance, order=order, mix=mix, min_keep=min_keep, cascade=cascade)
-    if preset is not None:
-        options.one_of("preset", preset, PRESETS)
-        if batches != 1:
-            raise ValueError(f"prune: preset='paper' scores one batch (got batches={batches!r})")
-    paper = preset == "paper"
-    other = shares.described() or ("criterion='random'" if criterion == "random" else None)
-    options.memory_of(memory, batches, other)
+    paper = options.preset_of(preset, batches, looked.name)
+    options.loader_of(loader, looked.name, looked.needs_data)
+    options.memory_of(memory, batches, shares.described(), criterion.name, criterion.streams, criterion.needs_data)
     team = team_of(model, process_group)
-    if team.sharded and paper:
-        raise ValueError("prune: preset must be None for a sharded model; prune before fully_shard (got 'paper')")
+    options.sharded_of(team.sharded, paper, looked.name, looked.sharded)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
     how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
-    chosen, calls = decided(team, pool, kept, shares, how, at_random=criterion == "random")
+    found = decided(team, pool, kept, shares, how, criterion)
+    chosen, calls = found.chosen, found.calls
     layers = ranks.together(
         lambda: layers_of(team.model, pool, chosen.masks, engine, calls, chosen.layouts, chosen.flows)
     )
@@ -113,6 +111,7 @@ def plan(
         optimizer=optimizer,
         team=team,
         engine=engine,
+        update=found.update,
     )
 
 

@@ -50,6 +50,7 @@ def allocate(
     options: Allocation,
     graph: Graph,
     seed: int | None = None,
+    formula: str = "snip",
 ) -> Allocated:
     """Masks for a pool of parameters.
 
@@ -60,6 +61,7 @@ def allocate(
         options: How the kept weights are shared out.
         graph: What feeds each layer.
         seed: Choose at random within each layer, with this seed, in place of by score; the budgets are the same.
+        formula: What is made of weight and gradient; see :class:`snipkern.criteria.Scores`.
 
     Raises:
         ValueError: As ``select`` does, and for a scope or floor that leaves other layers nothing.
@@ -68,9 +70,9 @@ def allocate(
     single weights four more. Memory for one layer's block sums.
     """
     if options.plain and seed is None:
-        return Allocated(select(pairs, keep), {}, {})
+        return Allocated(select(pairs, keep, score=formula), {}, {})
     with torch.no_grad():
-        return _Allocator(pairs, pool, keep, options, graph, seed).run()
+        return _Allocator(pairs, pool, keep, options, graph, seed, formula).run()
 
 
 def live_share(found: Allocated) -> float:
@@ -88,8 +90,9 @@ class _Allocator:
         options: Allocation,
         graph: Graph,
         seed: int | None,
+        formula: str,
     ) -> None:
-        self.pairs, self.options, self.seed = pairs, options, seed
+        self.pairs, self.options, self.seed, self.formula = pairs, options, seed, formula
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))

@@ -11,20 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from snipkern.allocation import Allocated, Allocation, Graph, allocate, watching
+from snipkern.criteria.base import Criterion, Update
+from snipkern.criteria.context import Context
+from snipkern.criteria.scored import scored
+from snipkern.criteria.shuffled import core
+from snipkern.criteria.snip import Snip
 from snipkern.distributed import Team
 from snipkern.engine.workload import Call
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import flat_chunks
-from snipkern.parallel.shards import Cut, Gathered, Shards, assembled, require_reducing
+from snipkern.ops.schema_saliency import SCORES, SNIP
+from snipkern.parallel.shards import Cut, Gathered, Shards, assembled, is_sharded, require_reducing
 from snipkern.pool import Prunable
 from snipkern.scoring.backward import accumulated
-from snipkern.scoring.gradients import LossFn, gradients
+from snipkern.scoring.gradients import LossFn, default_loss
 from snipkern.scoring.stream import Stream, agreed_loss
 from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Alone, Ranks, Source
 from snipkern.selection.topk import top_words
 
-__all__ = ["Scoring", "decided"]
+__all__ = ["Decided", "Scoring", "decided"]
 
 
 @dataclass(frozen=True)
@@ -39,16 +45,25 @@ class Scoring:
     progress: bool = False
 
 
+@dataclass(frozen=True)
+class Decided:
+    """What to keep, how modules were called, and how weights are to change beside."""
+
+    chosen: Allocated
+    calls: dict[str, Call]
+    update: Update | None = None
+
+
 def decided(
-    team: Team, pool: list[Prunable], keep: float | int, shares: Allocation, how: Scoring, at_random: bool = False
-) -> tuple[Allocated, dict[str, Call]]:
+    team: Team, pool: list[Prunable], keep: float | int, shares: Allocation, how: Scoring, criterion: Criterion
+) -> Decided:
     """What to keep, the same on all ranks, and how modules were called.
 
     Args:
         team: Ranks that score together, each on batches of its own; all have the same weights, or shards of them.
         keep: Fraction or number.
         shares: How kept weights are shared out; the plain global selection for streamed gradients.
-        at_random: Choose by chance within layers.
+        criterion: What is worth keeping.
 
     Raises:
         ValueError: On all ranks, if it is raised on one.
@@ -57,16 +72,17 @@ def decided(
     ranks = team.ranks
     # A wrong number to keep is said before any scoring.
     kept = ranks.together(lambda: kept_count(_total(pool), keep))
-    require_same_weights(team, {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares})
+    settings = {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares, "criterion": criterion}
+    require_same_weights(team, settings)
     try:
-        chosen, calls = _decided(team, pool, kept, shares, how, at_random)
+        found = _decided(team, pool, kept, shares, how, criterion)
     except BaseException:
         for module in team.model.modules() if team.sharded else ():
             # A pass of fully_shard that was broken off has left whole parameters in the shards' places.
             getattr(module, "reshard", _nothing)()
         raise
-    require_same_masks(chosen.masks, ranks)
-    return chosen, calls
+    require_same_masks(found.chosen.masks, ranks)
+    return found
 
 
 def _nothing() -> None:
@@ -74,38 +90,41 @@ def _nothing() -> None:
 
 
 def _decided(
-    team: Team, pool: list[Prunable], kept: int, shares: Allocation, how: Scoring, at_random: bool
-) -> tuple[Allocated, dict[str, Call]]:
+    team: Team, pool: list[Prunable], kept: int, shares: Allocation, how: Scoring, criterion: Criterion
+) -> Decided:
     model, ranks = team.model, team.ranks
     seed = _first_ranks_seed(ranks) if how.redraw and ranks.size > 1 else None
-    drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed, "progress": how.progress}
+    drawing: dict[str, Any] = {"redraw": how.redraw, "seed": seed}
     cut = Cut(ranks, ranks.exchanged(_global_rank())) if team.sharded else None
+    looked = core(criterion)
     if cut:
         ranks.together(lambda: require_reducing(model))
-    if how.memory == "stream":
+    if how.memory == "stream" and isinstance(criterion, Snip):
+        drawing["progress"] = how.progress
         stream = ranks.together(lambda: Stream(model, how.loader, pool, ranks, cut, loss_fn=how.loss_fn, **drawing))
         # Without shards every rank sees the same gradients, and comes to the same masks by itself.
-        return _global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls
-    graph, loss_fn = (Graph(), how.loss_fn) if shares.plain else watching(model, pool, how.loss_fn)
-    differentiate = _whole_backward(model, pool, ranks, cut) if cut else None
-    found = ranks.together(
-        lambda: gradients(
-            model, how.loader, pool, loss_fn=loss_fn, batches=how.batches, differentiate=differentiate, **drawing
-        )
-    )
-    if cut and shares.plain and not at_random:
-        return _global_top(Shards(found.pairs, cut), pool, kept, ranks), found.calls
-    chance = ranks.exchanged(int(torch.randint(2**62, ())))[0] if at_random else None
-    pairs: Mapping[str, tuple[Tensor, Tensor]] = found.pairs
-    if cut:
+        return Decided(_global_top(stream, pool, kept, ranks if cut else Alone()), stream.calls)
+    graph, loss = (Graph(), how.loss_fn or default_loss) if shares.plain else watching(model, pool, how.loss_fn)
+    context = Context(model, pool, how.loader, loss, how.batches, kept, shares, ranks, how.progress, graph)
+    context.drawing, context.differentiate = drawing, _whole_backward(model, pool, ranks, cut) if cut else None
+    scores = ranks.together(lambda: scored(looked, context))
+    score, pairs = SCORES[scores.formula], scores.pairs
+    if cut and shares.plain and looked is criterion and _lie_in_shards(pairs):
+        return Decided(_global_top(Shards(pairs, cut), pool, kept, ranks, score), context.calls)
+    chance = context.seed() if looked is not criterion else None
+    if cut and _lie_in_shards(pairs):
         pairs = Gathered(pairs, cut)
-    elif ranks.size > 1:
-        pairs = {name: (weight, ranks.averaged(gradient)) for name, (weight, gradient) in pairs.items()}
-    return ranks.together(lambda: allocate(pairs, pool, kept, shares, graph, chance)), found.calls
+    chosen = ranks.together(lambda: allocate(pairs, pool, kept, shares, graph, chance, scores.formula))
+    return Decided(chosen, context.calls, scores.update)
 
 
-def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks) -> Allocated:
-    words = top_words(source, ranks, _total(pool), kept)
+def _lie_in_shards(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
+    """Whether these are tensors of which each rank has a part; those that look-ups make are whole."""
+    return type(pairs) is dict and any(is_sharded(tensor) for pair in pairs.values() for tensor in pair)
+
+
+def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks, score: int = SNIP) -> Allocated:
+    words = top_words(source, ranks, _total(pool), kept, score)
     masks = {
         entry.fqn: assembled(ranks, part, size, entry.parameter.shape)
         for entry, part, size in zip(pool, words, source.sizes, strict=True)
