@@ -15,6 +15,7 @@ from snipkern.masks import Mask
 from snipkern.nn.masked import guards
 from snipkern.nn.narrow import dense_name, held_by
 from snipkern.nn.sparse_module import SparseModule
+from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology
 
@@ -64,6 +65,16 @@ class Prunable:
     def left(self) -> int:
         """Weights that are not pruned yet."""
         return self.parameter.numel() if self.mask is None else self.mask.count()
+
+    def unchanged(self, model: nn.Module) -> bool:
+        """Whether this is still what the model has in that place."""
+        try:
+            owner = model.get_submodule(self.module_fqn)
+        except AttributeError:
+            return False
+        name = self.name if self.topology is None else self.name + VALUES_SUFFIX
+        mask, topology = held_by(owner, self.name) or (None, None)
+        return owner._parameters.get(name) is self.parameter and mask is self.mask and topology is self.topology
 
 
 def prunable(

@@ -17,7 +17,6 @@ from snipkern.criteria.shuffled import core
 from snipkern.distributed import Team, team_of
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
-from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
 from snipkern.scoring.decide import Scoring, decided
@@ -47,11 +46,8 @@ class Plan(Pruned):
                 moved; the model is untouched then.
         """
         self.team.require_convertible(self.engine)
-        if convert.masks(self.model):
-            raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
-        found = dict(self.model.named_parameters(remove_duplicate=False))
         for entry in self.pool:
-            if found.get(entry.fqn) is not entry.parameter:
+            if not entry.unchanged(self.model):
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
         return convert_(self.team, self.pool, self, self.optimizer)
 

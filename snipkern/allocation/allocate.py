@@ -18,6 +18,7 @@ from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.pool import Prunable
+from snipkern.scoring.left import Left, is_pruned
 from snipkern.selection.select import kept_count, select
 
 __all__ = ["Allocated", "allocate"]
@@ -69,8 +70,12 @@ def allocate(
     Cost: plain: as ``select``. With blocks, one read of weights and gradients more, two with order; with balanced
     single weights four more. Memory for one layer's block sums.
     """
-    if options.plain and seed is None:
+    if options.plain and seed is None and not is_pruned(pool):
         return Allocated(select(pairs, keep, score=formula), {}, {})
+    if options.plain and seed is None:
+        left = Left(pairs, pool)
+        kept = kept_count(sum(entry.shape.numel() for entry in pool), keep)
+        return Allocated(left.widened(select(left, kept, score=formula)), {}, {})
     with torch.no_grad():
         return _Allocator(pairs, pool, keep, options, graph, seed, formula).run()
 
@@ -96,7 +101,7 @@ class _Allocator:
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))
-        self.shapes = {entry.fqn: entry.parameter.shape for entry in pool}
+        self.shapes = {entry.fqn: entry.shape for entry in pool}
         # What was last asked for each layer, and the answer.
         self.last: dict[str, tuple[tuple[object, ...], tuple[Mask, Layout | None]]] = {}
         kept = kept_count(sum(shape.numel() for shape in self.shapes.values()), keep)

@@ -17,6 +17,7 @@ from snipkern.masks import Mask
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.scoring.gradients import Differentiate, LossFn, first_of, gradients, noted_calls, preserved
+from snipkern.scoring.left import narrowed
 from snipkern.selection.sources import Ranks
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Context:
     @contextlib.contextmanager
     def _replaced(self, weights: Mapping[str, Tensor] | None) -> Generator[None]:
         found = dict(self.model.named_parameters(remove_duplicate=False))
+        found.update({entry.fqn: entry.parameter for entry in self.pool})
         changes: list[tuple[nn.Parameter, Tensor]] = []
         for name, value in (weights or {}).items():
             parameter = found.get(name)
@@ -177,7 +179,8 @@ class Context:
         """
         if self.differentiate:
             raise ValueError("score: a sharded model can't be scored in rounds (got one)")
-        return allocate(scores.pairs, self.pool, keep, self.shares, self.graph, formula=scores.formula).masks
+        masks = allocate(scores.pairs, self.pool, keep, self.shares, self.graph, formula=scores.formula).masks
+        return {entry.fqn: narrowed(entry, masks[entry.fqn]) for entry in self.pool}
 
     def look(self) -> None:
         """Sees what feeds each layer and how it is called, if the criterion has not called the loss."""
