@@ -104,7 +104,7 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    layout = layer.layout if layer.engine == "bsr" else None
+    layout = layer.layout if layer.engine in ("bsr", "masked") else None
     cover = layer.choice.cover if layer.engine == "cover" else None
     with _naming(entry):
         prepare = convert.prepare if entry.mask is None else narrow.prepare

@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from snipkern.masks import Mask
 from snipkern.nn.masked import guards
-from snipkern.nn.narrow import dense_name, held_by
+from snipkern.nn.narrow import Held, dense_name, held_by
 from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
@@ -43,7 +43,7 @@ OLD_STYLE_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 class Prunable:
     """One pooled parameter: its full name, its owner, its name there, and whether another owner shares it.
 
-    Names and shape are the dense model's. Of one that is pruned already, ``mask`` is what is left, and where its module
+    Names and shape are the dense model's. Of one that is pruned already, ``held`` is what is left, and where its module
     is sparse, ``parameter`` holds that alone, in the order of ``topology``.
     """
 
@@ -53,8 +53,17 @@ class Prunable:
     name: str
     parameter: nn.Parameter
     shared: bool
-    mask: Mask | None = None
-    topology: BaseTopology | None = None
+    held: Held | None = None
+
+    @property
+    def mask(self) -> Mask | None:
+        """What is left; None: all of it."""
+        return None if self.held is None else self.held.mask
+
+    @property
+    def topology(self) -> BaseTopology | None:
+        """Of the values, where the module is sparse."""
+        return None if self.held is None else self.held.topology
 
     @property
     def shape(self) -> torch.Size:
@@ -73,8 +82,7 @@ class Prunable:
         except AttributeError:
             return False
         name = self.name if self.topology is None else self.name + VALUES_SUFFIX
-        mask, topology = held_by(owner, self.name) or (None, None)
-        return owner._parameters.get(name) is self.parameter and mask is self.mask and topology is self.topology
+        return owner._parameters.get(name) is self.parameter and held_by(owner, self.name) == self.held
 
 
 def prunable(
@@ -106,11 +114,12 @@ def prunable(
     pool: list[Prunable] = []
     frozen: list[str] = []
     for parameter, places in owners.items():
-        held = [(place, found) for place in places if (found := held_by(place[0], place[2])) is not None]
-        (module, module_fqn, name), (mask, topology) = held[0] if held else (places[0], (None, None))
-        dims = parameter.dim() if mask is None or nn.parameter.is_lazy(parameter) else len(mask.shape)
+        pruned = (place for place in places if held_by(place[0], place[2]) is not None)
+        module, module_fqn, name = next(pruned, places[0])
+        held = held_by(module, name)
+        dims = 0 if nn.parameter.is_lazy(parameter) else parameter.dim() if held is None else len(held.mask.shape)
         everywhere = (_is_pooled(*place, parameter, dims, filter_fn, biases) for place in places)
-        if not (mask is not None and filter_fn is None) and not all(everywhere):
+        if not all(everywhere) and (held is None or filter_fn is not None):
             continue
         fqn = f"{module_fqn}.{name}" if module_fqn else name
         if nn.parameter.is_lazy(parameter):
@@ -118,7 +127,7 @@ def prunable(
         if not parameter.requires_grad:
             frozen.append(fqn)
             continue
-        pool.append(Prunable(fqn, module, module_fqn, name, parameter, len(places) > 1, mask, topology))
+        pool.append(Prunable(fqn, module, module_fqn, name, parameter, len(places) > 1, held))
     if not pool and frozen:
         raise ValueError(
             "prune: at least one prunable weight must be trainable (got requires_grad=False for all:"
@@ -157,7 +166,8 @@ def _require_plain(module: nn.Module, module_fqn: str, sharded: bool) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
     if type(module).__name__ in WRAPPERS or (not sharded and any(map(is_sharded, module._parameters.values()))):
         raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
-    if sharded and any(map(is_sharded, module._parameters.values())) and (isinstance(module, SparseModule) or guards(module)):
+    shards = sharded and any(map(is_sharded, module._parameters.values()))
+    if shards and (isinstance(module, SparseModule) or guards(module)):
         raise ValueError(
             "prune: a sharded model can be pruned once; prune it again before fully_shard, or make a dense one of it by"
             f" snipkern.to_dense_(model) (got {where})"

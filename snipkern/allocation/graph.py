@@ -9,17 +9,20 @@ alive everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, concatenated, repeated, united
+from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, concatenated
 from snipkern.allocation.functions import CALL, KEEPING, LAYERS, LOOKUPS, REDUCING, RESHAPING, UNITING
+from snipkern.allocation.origins import Given, Origin, reduced, reshaped, tensors, united_of
+from snipkern.nn.sparse import SparseWeight
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.scoring.gradients import LossFn, default_loss
@@ -53,18 +56,6 @@ class Graph:
         return sorted(names, key=lambda name: place.get(name, len(place)))
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a tensor's channels come from, and which of its dimensions they are."""
-
-    channels: Channels
-    dim: int
-
-
-# A tensor given to a function, its origin if it has one, and its shape.
-Given = tuple[Tensor, Origin | None, tuple[int, ...]]
-
-
 class Watch(TorchFunctionMode):
     """Notes the graph of what runs inside it.
 
@@ -87,16 +78,20 @@ class Watch(TorchFunctionMode):
         # Of what comes from pooled layers, and None of what else has a gradient.
         self._origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._made: list[Channels] = []
+        # Sparse modules are watched from outside: what they call is their own business.
+        self._in_layer = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._in_layer:
+            return func(*args, **kwargs)
         # With shapes as they are before the call: some functions change them in place.
-        given = [(t, self._known(t), tuple(t.shape)) for t in _tensors((*args, *kwargs.values()))]
+        given = [(t, self._known(t), tuple(t.shape)) for t in tensors((*args, *kwargs.values()))]
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        results = _tensors(out if isinstance(out, (tuple, list)) else (out,))
+        results = tensors(out if isinstance(out, (tuple, list)) else (out,))
         if name == "__setitem__":  # returns nothing: what it changes is its first argument
             results = [given[0][0]]
         if results:
@@ -145,7 +140,8 @@ class Watch(TorchFunctionMode):
             self.scattered |= is_sharded(call["weight"])
             pooled = self._name(call["weight"])
             if pooled is not None:
-                return self._layer(pooled, name, call)
+                groups = int(call.get("groups", 1)) if name != "linear" else 1
+                return self._layer(pooled, call["input"], call["weight"].shape, groups)
         if not known:
             return None
         if name in LAYERS or name in LOOKUPS:  # not pooled: dense
@@ -165,9 +161,9 @@ class Watch(TorchFunctionMode):
         # fully_shard puts whole parameters in the shards' places while a module computes.
         return next((entry.fqn for entry in self._pool if entry.module._parameters[entry.name] is weight), None)
 
-    def _layer(self, pooled: str, name: str, call: Mapping[str, Any]) -> Origin:
-        x, weight = call["input"], call["weight"]
-        dim = x.dim() - (1 if name == "linear" else weight.dim() - 1)
+    def _layer(self, pooled: str, x: Tensor, shape: Sequence[int], groups: int) -> Origin:
+        """Of what a pooled layer with a weight of this shape makes."""
+        dim = x.dim() - (len(shape) - 1)
         origin = self._origins.get(x)
         channels: Channels = Outside(x.shape[dim])
         if origin is not None:
@@ -175,10 +171,43 @@ class Watch(TorchFunctionMode):
             if origin.dim != dim:
                 self.graph.used.append(origin.channels)
         self.graph.inputs.setdefault(pooled, []).append(channels)
-        self.graph.groups[pooled] = int(call.get("groups", 1)) if name != "linear" else 1
-        outputs = Outputs(weight.shape[0], pooled)
+        self.graph.groups[pooled] = groups
+        outputs = Outputs(shape[0], pooled)
         self._made.append(outputs)
         return Origin(outputs, dim)
+
+    @contextlib.contextmanager
+    def sparse_modules(self, model: nn.Module) -> Generator[None]:
+        """Watches the sparse modules of a model, pooled or not."""
+        handles: list[RemovableHandle] = []
+        for module in model.modules():
+            if isinstance(module, SparseWeight):
+                handles.append(module.register_forward_pre_hook(self._enter))
+                handles.append(module.register_forward_hook(self._leave, prepend=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if args:
+            self._known(args[0])
+            self._in_layer += 1
+
+    def _leave(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if not args:  # called by keyword: not followed
+            return
+        self._in_layer -= 1
+        assert isinstance(module, SparseWeight)
+        pooled = self._names.get(id(module.weight_values))
+        if pooled is not None:
+            self._origins[output] = self._layer(pooled, args[0], module.mask.shape, 1)
+            return
+        origin = self._origins.get(args[0])
+        if origin is not None:
+            self.graph.used.append(origin.channels)
+        self._origins[output] = None
 
     def _follow(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
@@ -188,7 +217,7 @@ class Watch(TorchFunctionMode):
             return None
         out = results[0]
         if name in UNITING:
-            return _united(given, out)
+            return united_of(given, out)
         if name == "cat" or name == "concat":
             return self._joined(args, kwargs, out)
         _, origin, shape = given[0]
@@ -200,7 +229,7 @@ class Watch(TorchFunctionMode):
             same = out.dim() == len(shape) and out.shape[origin.dim] == shape[origin.dim]
             return origin if same else None
         if name in RESHAPING:
-            return _reshaped(origin, shape, tuple(out.shape))
+            return reshaped(origin, shape, tuple(out.shape))
         if name == "permute":
             dims = args[1:] or tuple(kwargs.values())
             dims = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
@@ -209,7 +238,7 @@ class Watch(TorchFunctionMode):
             a, b = (d % len(shape) for d in (*args[1:], *kwargs.values()))
             return Origin(origin.channels, {a: b, b: a}.get(origin.dim, origin.dim))
         if name in REDUCING:
-            return _reduced(origin, len(shape), args, kwargs, out)
+            return reduced(origin, len(shape), args, kwargs, out)
         return None
 
     def _joined(self, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
@@ -226,55 +255,6 @@ class Watch(TorchFunctionMode):
         )
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found
-
-
-def _united(given: Sequence[Given], out: Tensor) -> Origin | None:
-    """Of an element-wise function of several tensors: alive where any is. Constants and parameters carry nothing."""
-    origins = [(origin, shape) for _, origin, shape in given if origin is not None]
-    followed = [(origin, shape) for origin, shape in origins if not isinstance(origin.channels, Unknown)]
-    if any(o is None and t.numel() > 1 and not isinstance(t, nn.Parameter) for t, o, _ in given):
-        return Origin(Outside(0), 0)
-    from_right = {origin.dim - len(shape) for origin, shape in followed}
-    if len(followed) < len(origins) or len(from_right) != 1:
-        return None
-    dim = from_right.pop() + out.dim()
-    if any(shape[origin.dim] != out.shape[dim] for origin, shape in followed):
-        return None
-    return Origin(united([origin.channels for origin, _ in followed]), dim)
-
-
-def _reshaped(origin: Origin, shape: tuple[int, ...], new: tuple[int, ...]) -> Origin | None:
-    """Where everything before the channels stays, and they stay or take in what comes after them."""
-    channels, before = shape[origin.dim], torch.Size(shape[: origin.dim]).numel()
-    after = torch.Size(shape[origin.dim + 1 :]).numel()
-    for dim in range(len(new)):
-        if torch.Size(new[:dim]).numel() == before and new[dim] >= channels and new[dim] % channels == 0:
-            times = new[dim] // channels
-            if after % times == 0:
-                return Origin(repeated(origin.channels, times), dim)
-    return None
-
-
-def _reduced(origin: Origin, dims: int, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> Origin | None:
-    """A mean or the like over other dimensions than the channels."""
-    over = args[1] if len(args) > 1 else kwargs.get("dim")
-    if over is None:
-        return None
-    gone = {d % dims for d in ((over,) if isinstance(over, int) else over)}
-    if origin.dim in gone:
-        return None
-    shift = 0 if out.dim() == dims else sum(d < origin.dim for d in gone)
-    return Origin(origin.channels, origin.dim - shift)
-
-
 def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None) -> tuple[Graph, LossFn]:
     """The same loss function, but watched in its first call, and the graph that it will have found then.
 
@@ -289,7 +269,7 @@ def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None)
     def watched(model: nn.Module, batch: Any) -> Tensor:
         if watch.graph.inputs:
             return loss(model, batch)
-        with watch:
+        with watch, watch.sparse_modules(model):
             found = loss(model, batch)
         if watch.scattered:
             watch.graph.forget_channels()

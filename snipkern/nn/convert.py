@@ -78,6 +78,8 @@ class Conversion:
     before: nn.Parameter
     values: nn.Parameter | None
     topology: BaseTopology | None
+    #: How a guarded weight's kept entries lie in blocks, for when it is pruned again.
+    layout: Layout | None = None
 
     def carried(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape (a gradient, an optimiser's moment) as one of the new parameter's."""
@@ -106,7 +108,7 @@ def prepare(
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
-        return Conversion(module, name, mask, parameter, None, None)
+        return Conversion(module, name, mask, parameter, None, None, layout)
     require_unordered(module, layout, cover)
     topology = build(mask, layout, cover)
     if parameter.is_meta:
@@ -136,7 +138,7 @@ def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     """Makes prepared conversions, and turns off fast paths that would compute with dense weights."""
     for change in conversions:
         if change.topology is None:
-            guard_(change.module, change.name, change.mask)
+            guard_(change.module, change.name, change.mask, change.layout)
         else:
             make_sparse(change.module, change.values, change.topology)
     _leave_fast_paths(model)

@@ -1,14 +1,14 @@
 """Pruning again: a sparse or masked weight keeps less than before, and its module stays the same object.
 
-As in :mod:`snipkern.nn.convert` a change is prepared as a whole before anything is changed. A layer may change its engine
-on the way: a masked weight becomes sparse once it is sparse enough, or the other way round where that is asked for.
+As in :mod:`snipkern.nn.convert` a change is prepared as a whole before anything is changed. A layer may change its
+engine on the way: a masked weight becomes sparse once it is sparse enough, or the other way round where that is asked.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.topology import BaseTopology, build
 
-__all__ = ["Narrowing", "apply_", "dense_name", "held_by", "places_in", "prepare"]
+__all__ = ["Held", "Narrowing", "apply_", "dense_name", "held_by", "places_in", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Narrowing(convert.Conversion):
         carry: What makes a tensor of the new parameter's shape of one of the old one's.
     """
 
-    carry: Callable[[Tensor], Tensor]
+    carry: Callable[[Tensor], Tensor] = field(kw_only=True)
 
     def carried(self, tensor: Tensor) -> Tensor:
         return self.carry(tensor)
@@ -46,13 +46,28 @@ def dense_name(module: nn.Module, name: str) -> str:
     return dense if isinstance(module, SparseModule) and dense in module.topologies else name
 
 
-def held_by(module: nn.Module, name: str) -> tuple[Mask, BaseTopology | None] | None:
-    """The mask of a module's weight, by the dense parameter's name, and the topology of a sparse one; None: it is dense."""
+@dataclass(frozen=True)
+class Held:
+    """What a weight that is pruned already keeps.
+
+    Attributes:
+        mask: Which weights.
+        topology: Of a sparse module's values.
+        layout: How they lie in blocks, if they do.
+    """
+
+    mask: Mask
+    topology: BaseTopology | None
+    layout: Layout | None
+
+
+def held_by(module: nn.Module, name: str) -> Held | None:
+    """What a module keeps of a weight, by the dense parameter's name; None: it is dense."""
     if isinstance(module, SparseModule) and name in module.topologies:
         topology = module.topologies[name]
-        return topology.mask, topology
+        return Held(topology.mask, topology, topology.layout)
     guard = guards(module).get(name)
-    return None if guard is None else (guard.mask, None)
+    return None if guard is None else Held(guard.mask, None, guard.layout)
 
 
 def prepare(
@@ -71,7 +86,7 @@ def prepare(
     """
     found = held_by(module, name)
     assert found is not None
-    held, before = found
+    held, before = found.mask, found.topology
     require_nested(name, mask, held)
     if before is None:
         return _of_masked(module, name, mask, sparse, layout, cover)
@@ -88,7 +103,7 @@ def prepare(
         whole.view(-1)[before.flat_index(tensor.device)] = tensor
         return whole.masked_fill_(~mask.to_dense(tensor.device), 0)
 
-    return _narrowing(module, name, mask, values, None, spread)
+    return _narrowing(module, name, mask, values, None, spread, layout)
 
 
 def _of_masked(
@@ -97,7 +112,7 @@ def _of_masked(
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
-        return Narrowing(module, name, mask, parameter, None, None, lambda tensor: tensor)
+        return Narrowing(module, name, mask, parameter, None, None, layout, carry=lambda tensor: tensor)
     convert.require_unordered(module, layout, cover)
     after = build(mask, layout, cover)
     return _narrowing(
@@ -112,6 +127,7 @@ def _narrowing(
     before: nn.Parameter,
     after: BaseTopology | None,
     carry: Callable[[Tensor], Tensor],
+    layout: Layout | None = None,
 ) -> Narrowing:
     """With a new parameter, which has the old one's gradient and attributes."""
     values = nn.Parameter(carry(before.detach()), before.requires_grad)
@@ -126,7 +142,7 @@ def _narrowing(
             f"{type(module).__name__}.{name}: hooks on the parameter are not carried over to the smaller one",
             stacklevel=2,
         )
-    return Narrowing(module, name, mask, before, values, after, carry)
+    return Narrowing(module, name, mask, before, values, after, layout, carry=carry)
 
 
 def places_in(before: BaseTopology, after: BaseTopology) -> Tensor:
@@ -169,11 +185,11 @@ def _make(change: Narrowing) -> None:
             return
         assert isinstance(module, SparseWeight)
         convert.make_dense(module, change.values)
-        guard_(module, name, change.mask)
+        guard_(module, name, change.mask, change.layout)
         return
     if change.topology is None:
         guards(module)[name].detach()
-        guard_(module, name, change.mask)
+        guard_(module, name, change.mask, change.layout)
         return
     guards(module).pop(name).detach()
     if not guards(module):

@@ -76,7 +76,7 @@ def densities(schedule: Schedule, keep: float, rounds: int | Sequence[float], st
     return checked([density(way) for way in ways], keep, start)
 
 
-def function_of(schedule: Any, keep: float, start: float) -> Density:
+def function_of(schedule: Any, keep: float, start: float) -> Callable[[float], Any]:
     """The function that a name stands for, or the one that was given."""
     if isinstance(schedule, str) and schedule in SCHEDULES:
         return SCHEDULES[schedule](start, keep)
@@ -91,15 +91,14 @@ def function_of(schedule: Any, keep: float, start: float) -> Density:
 def checked(found: Sequence[Any], keep: float, start: float) -> list[float]:
     """Densities that never rise, from ``start`` to exactly ``keep``."""
     before = start
-    for number, value in enumerate(found, 1):
-        good = isinstance(value, Real) and not isinstance(value, bool) and value > 0
-        if not good or float(value) > before * (1 + ROUNDING):
+    for place, value in enumerate(found, 1):
+        density = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+        if not 0 < density <= before * (1 + ROUNDING):
             raise ValueError(
                 f"schedule: densities must be in (0, 1] and never rise, from {start:.6g} to {keep:.6g} (got {value!r}"
-                f" as number {number})"
+                f" as number {place})"
             )
-        before = min(float(value), before)
+        before = min(density, before)
     if not found or abs(float(found[-1]) - keep) > ROUNDING * keep:
         raise ValueError(f"schedule: the last density must be keep, {keep!r} (got {found[-1] if found else 'none'!r})")
     return [max(min(float(value), start), keep) for value in found[:-1]] + [keep]
-

@@ -24,9 +24,9 @@ class Gradual:
             optimizer.step()
             gradual.step()
 
-    Prunings are at steps ``begin + every``, ``begin + 2 * every``, ... and at ``end``, from which on exactly ``keep`` are
-    left. Each scores the weights anew, as :func:`snipkern.prune_` does, and moves the optimiser's state along; layers
-    become sparse once that is faster.
+    Prunings are at steps ``begin + every``, ``begin + 2 * every``, ... and at ``end``, from which on exactly ``keep``
+    are left. Each scores the weights anew, as :func:`snipkern.prune_` does, and moves the optimiser's state along;
+    layers become sparse once that is faster.
 
     Args:
         model: Dense, or pruned less than ``keep``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from snipkern.distributed import team_of
 from snipkern.masks import Mask
 from snipkern.nn.masked import guards
-from snipkern.nn.sparse_module import SparseModule
-from snipkern.nn.state import VALUES_SUFFIX
+from snipkern.nn.narrow import dense_name, held_by
+from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology
 
 __all__ = ["Snapshot"]
@@ -33,7 +34,7 @@ class Snapshot:
         train(model)
 
     Args:
-        model: Dense or pruned, plain or wrapped in DistributedDataParallel; of a pruned one the kept weights are copied.
+        model: Dense or pruned, plain or wrapped in DistributedDataParallel; what is pruned already is not kept.
         device: Where to keep the copies, such as ``"cpu"``; None: where each tensor is.
 
     Raises:
@@ -41,22 +42,23 @@ class Snapshot:
 
     Cost: a copy of all parameters and buffers, those that state dicts leave out as well.
 
-    Source: Frankle and Carbin: The lottery ticket hypothesis, ICLR 2019; Frankle, Dziugaite, Roy and Carbin: Linear mode
-    connectivity and the lottery ticket hypothesis, ICML 2020, for later steps than initialisation.
+    Source: Frankle and Carbin: The lottery ticket hypothesis, ICLR 2019; for later steps than initialisation: Frankle,
+    Dziugaite, Roy and Carbin: Linear mode connectivity and the lottery ticket hypothesis, ICML 2020.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
-        team = team_of(model, None)
         self._tensors: dict[str, Tensor] = {}
         self._masks: dict[str, Mask] = {}
-        for name, tensor, topology in _entries(team.model):
-            _require_readable(name, tensor)
-            value = tensor.detach()
-            if topology is not None and not topology.row_major:
-                value = value[topology.flat_index(value.device).argsort()]
-            self._tensors[name] = value.to(device or value.device, copy=True)
-            if topology is not None:
-                self._masks[name] = topology.mask
+        for entry in entries_of(team_of(model).model):
+            _require_readable(entry)
+            value, topology = entry.tensor.detach(), entry.topology
+            if entry.mask is not None:
+                self._masks[entry.name] = entry.mask
+                if topology is None:
+                    value = value[entry.mask.to_dense(value.device)]
+                elif not topology.row_major:
+                    value = value[topology.flat_index(value.device).argsort()]
+            self._tensors[entry.name] = value.to(device or value.device, copy=True)
 
     def __repr__(self) -> str:
         numbers = sum(tensor.numel() for tensor in self._tensors.values())
@@ -78,53 +80,58 @@ class Snapshot:
             ValueError: For a model with other parameters, buffers, shapes or dtypes, or one that keeps weights which
                 the snapshot doesn't have; it is untouched.
         """
-        team = team_of(model, None)
-        entries = _entries(team.model)
-        names = {name for name, _, _ in entries}
-        if names != self._tensors.keys():
-            differing = sorted(names ^ self._tensors.keys())
-            shown = ", ".join(map(repr, differing[:3])) + (", ..." if len(differing) > 3 else "")
-            raise ValueError(f"rewind_: the model must have the snapshot's parameters and buffers (got others: {shown})")
+        entries = self.require_fits(model)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore
             raise ValueError(f"rewind_: optimizer must be a torch.optim.Optimizer (got {type(optimizer).__name__})")
-        masks = {name: guard.mask for name, guard in _guards(team.model).items()}
-        changes = [(tensor, self._of(name, tensor, topology, masks.get(name))) for name, tensor, topology in entries]
         with torch.no_grad():
-            for tensor, value in changes:
-                tensor.copy_(value)
-                if isinstance(tensor, nn.Parameter):
-                    tensor.grad = None
+            for entry in entries:
+                entry.tensor.copy_(self._value(entry))
+                if isinstance(entry.tensor, nn.Parameter):
+                    entry.tensor.grad = None
         if optimizer is not None:
-            for tensor, _ in changes:
-                optimizer.state.pop(tensor, None)
+            for entry in entries:
+                optimizer.state.pop(entry.tensor, None)
         return model
 
-    def _of(self, name: str, tensor: Tensor, topology: BaseTopology | None, mask: Mask | None) -> Tensor:
-        """The snapshot's numbers for one tensor of a model, as that lies in it."""
-        _require_readable(name, tensor)
-        value, held = self._tensors[name], self._masks.get(name)
-        kept = topology.mask if topology is not None else mask
-        shape, got = (tensor.shape if kept is None else kept.shape), value.shape if held is None else held.shape
-        if shape != got or tensor.dtype != value.dtype:
-            raise ValueError(
-                f"rewind_: {name!r} must be {list(got)} {value.dtype}, as in the snapshot (got {list(shape)}"
-                f" {tensor.dtype})"
-            )
-        if held is not None and (kept is None or bool((kept.words & ~held.words).any())):
-            raise ValueError(
-                f"rewind_: {name!r} must keep nothing that the snapshot lacks (got {held.count()} of {held.numel}"
-                " weights in the snapshot)"
-            )
-        value = value.to(tensor.device)
-        if kept is None:
+    def require_fits(self, model: nn.Module) -> list[Entry]:
+        """That a model can be rewound to this; returns what it has. More pruning can't change that.
+
+        Raises:
+            ValueError: As :meth:`rewind_`.
+        """
+        entries = entries_of(team_of(model).model)
+        differing = sorted({entry.name for entry in entries} ^ self._tensors.keys())
+        if differing:
+            shown = ", ".join(map(repr, differing[:3])) + (", ..." if len(differing) > 3 else "")
+            raise ValueError(f"rewind_: the model must have what the snapshot has (got differing names: {shown})")
+        for entry in entries:
+            _require_readable(entry)
+            value, held = self._tensors[entry.name], self._masks.get(entry.name)
+            shape, got = entry.shape, value.shape if held is None else held.shape
+            if shape != got or entry.tensor.dtype != value.dtype:
+                raise ValueError(
+                    f"rewind_: {entry.name!r} must be {list(got)} {value.dtype}, as in the snapshot (got {list(shape)}"
+                    f" {entry.tensor.dtype})"
+                )
+            if held is not None and (entry.mask is None or bool((entry.mask.words & ~held.words).any())):
+                raise ValueError(
+                    f"rewind_: {entry.name!r} must keep nothing that the snapshot lacks (got a snapshot of"
+                    f" {held.count()} of {held.numel} weights, and others in the model)"
+                )
+        return entries
+
+    def _value(self, entry: Entry) -> Tensor:
+        """The numbers for one tensor of a model, as that lies in it."""
+        value, held = self._tensors[entry.name].to(entry.tensor.device), self._masks.get(entry.name)
+        if entry.mask is None:
             return value
         if held is not None:
             whole = value.new_zeros(held.shape)
             whole[held.to_dense(value.device)] = value
             value = whole
-        if topology is not None:
-            return value.reshape(-1)[topology.flat_index(value.device)]
-        return value.masked_fill(~kept.to_dense(value.device), 0)
+        if entry.topology is not None:
+            return value.reshape(-1)[entry.topology.flat_index(value.device)]
+        return value.masked_fill(~entry.mask.to_dense(value.device), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors, dicts and lists: ``torch.save`` it, and load it with ``weights_only=True``."""
@@ -146,7 +153,9 @@ class Snapshot:
             got = repr(state.get("version")) if isinstance(state, Mapping) else type(state).__name__  # pyright: ignore
             raise ValueError(f"Snapshot: the state dict must be a snapshot's, of version {VERSION} (got {got})")
         found = cls.__new__(cls)
-        found._tensors = {name: tensor.detach().to(device or tensor.device) for name, tensor in state["tensors"].items()}
+        found._tensors = {
+            name: tensor.detach().to(device or tensor.device) for name, tensor in state["tensors"].items()
+        }
         found._masks = {name: Mask(mask["words"].cpu(), mask["shape"]) for name, mask in state["masks"].items()}
         for name, mask in found._masks.items():
             if name not in found._tensors or found._tensors[name].shape != (mask.count(),):
@@ -154,29 +163,44 @@ class Snapshot:
         return found
 
 
-def _entries(model: nn.Module) -> list[tuple[str, Tensor, BaseTopology | None]]:
-    """Parameters and buffers by the dense model's names, all names of each, with the topology of a sparse weight."""
-    found: list[tuple[str, Tensor, BaseTopology | None]] = []
+@dataclass(frozen=True)
+class Entry:
+    """A parameter or buffer: its name in the dense model, its mask if it is pruned, its topology if it is sparse."""
+
+    name: str
+    tensor: Tensor
+    mask: Mask | None
+    topology: BaseTopology | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """In the dense model."""
+        return self.tensor.shape if self.mask is None else self.mask.shape
+
+
+def entries_of(model: nn.Module) -> list[Entry]:
+    """All parameters and buffers of a model, of shared ones all names."""
+    masked: dict[int, Mask] = {}
+    for module in model.modules():
+        for name, guard in guards(module).items():
+            masked[id(module._parameters[name])] = guard.mask
+    found: list[Entry] = []
     for path, module in model.named_modules():
         dot = f"{path}." if path else ""
-        sparse = module.topologies if isinstance(module, SparseModule) else {}
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
-            dense = name.removesuffix(VALUES_SUFFIX)
-            topology = sparse.get(dense) if dense != name else None
-            found.append((dot + (name if topology is None else dense), tensor, topology))
+            dense = dense_name(module, name)
+            held = held_by(module, dense)
+            topology = None if held is None else held.topology
+            mask = masked.get(id(tensor)) if held is None else held.mask
+            found.append(Entry(dot + dense, tensor, mask, topology))
     return found
 
 
-def _guards(model: nn.Module) -> dict[str, Any]:
-    """The guards of all masked parameters, by name; of a tied one by all its names."""
-    by_id = {id(guard.parameter): guard for module in model.modules() for guard in guards(module).values()}
-    return {name: by_id[id(tensor)] for name, tensor, _ in _entries(model) if id(tensor) in by_id}
-
-
-def _require_readable(name: str, tensor: Tensor) -> None:
-    got = "a sharded one" if hasattr(tensor, "device_mesh") else "one on the meta device" if tensor.is_meta else None
+def _require_readable(entry: Entry) -> None:
+    tensor = entry.tensor
+    got = "a sharded one" if is_sharded(tensor) else "one on the meta device" if tensor.is_meta else None
     got = "a lazy one" if nn.parameter.is_lazy(tensor) else got
     if got:
-        raise ValueError(f"Snapshot: parameters must be whole and initialised (got {got}, {name!r})")
+        raise ValueError(f"Snapshot: parameters must be whole and initialised (got {got}, {entry.name!r})")

@@ -167,9 +167,9 @@ def prune_retrain(
             a schedule that is a sequence.
         rounds: Number of prunings. None: 1 for ``"one-shot"``, the length of a sequence.
         schedule: How dense the model is after each: ``"exponential"`` (the same share of what is left goes each time),
-            ``"linear"``, ``"cubic"``, ``"one-shot"``; a function from ``round / rounds`` to the density; or a sequence of
-            densities. The last density is ``keep``.
-        dense_first: Whether the first body comes before the first pruning. Criteria that score trained weights need it.
+            ``"linear"``, ``"cubic"``, ``"one-shot"``; a function from ``round / rounds`` to the density; or a sequence
+            of densities. The last density is ``keep``.
+        dense_first: Whether the first body comes before the first pruning, as criteria for trained weights need it.
         rewind: After each pruning the kept weights, biases and buffers go back to this, and the state of ``optimizer``
             is dropped: lottery tickets. To rewind to some step of the first body, set ``.rewind`` of what is returned
             there.
@@ -177,7 +177,7 @@ def prune_retrain(
             body must make its own.
 
     Returns:
-        An iterator over :class:`Stage`; its ``state_dict()``, saved beside the model's, lets a run that was killed go on.
+        An iterator over :class:`Stage`; with its ``state_dict()``, saved beside the model's, a killed run can go on.
 
     Raises:
         ValueError: For bad arguments, before anything is changed; in the loop as ``prune_`` does, with the model as it
@@ -186,14 +186,16 @@ def prune_retrain(
     Source: Han, Pool, Tran and Dally: Learning both weights and connections for efficient neural networks, NIPS 2015;
     with ``rewind``, Frankle and Carbin: The lottery ticket hypothesis, ICLR 2019.
     """
-    listed = isinstance(schedule, Sequence) and not isinstance(schedule, str)
-    if keep is None and sparsity is None and listed and len(schedule):
-        keep = schedule[-1]
+    listed = schedule if isinstance(schedule, Sequence) and not isinstance(schedule, str) else None
+    if keep is None and sparsity is None and listed:
+        keep = listed[-1]
     kept = options.keep_of(keep, sparsity)
+    if rounds is None and listed is None and schedule != "one-shot":
+        raise ValueError("prune_retrain: rounds must be given for this schedule, the number of prunings (got None)")
     if rounds is None:
-        if not listed and schedule != "one-shot":
-            raise ValueError("prune_retrain: rounds must be given for this schedule, the number of prunings (got None)")
-        rounds = len(schedule) if listed else 1
+        rounds = 1 if listed is None else len(listed)
+    if schedule == "one-shot" and rounds != 1:
+        raise ValueError(f"prune_retrain: schedule='one-shot' prunes once; rounds must be 1 (got {rounds!r})")
     if rewind is not None and not isinstance(rewind, Snapshot):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"prune_retrain: rewind must be a Snapshot or None (got {type(rewind).__name__})")
     return PruneRetrain(Target(model, loader, kept, arguments), schedule, rounds, dense_first, rewind)

@@ -85,9 +85,8 @@ class Target:
         here = self.left(), self.weights()
         if here != (state["left"], state["weights"]):
             raise ValueError(
-                "schedule: the model must be pruned as it was when the state was saved, with"
-                f" {state['left']} of {state['weights']} weights; load its state first, by snipkern.load_ (got {here[0]}"
-                f" of {here[1]})"
+                f"schedule: the model must be pruned as it was when the state was saved, with {state['left']} of"
+                f" {state['weights']} weights; load its state first, by snipkern.load_ (got {here[0]} of {here[1]})"
             )
 
     def prune_(self, density: float) -> Pruned | None:
@@ -115,8 +114,7 @@ def handle_of(model: nn.Module) -> Pruned | None:
         module, leaf = convert.owner(model, name)
         held = narrow.held_by(module, leaf)
         assert held is not None
-        topology = held[1]
-        layout = None if topology is None else topology.layout
+        topology, layout = held.topology, held.layout
         if layout is not None:
             layouts[name] = layout
         kind, block = convert.dense_class(module).__name__, None if layout is None else layout.block
