@@ -49,7 +49,7 @@ class Plan(Pruned):
         for entry in self.pool:
             if not entry.unchanged(self.model):
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return convert_(self.team, self.pool, self, self.optimizer)
+        return convert_(self.team, self.pool, self, self.optimizer, self.update)
 
 
 def plan(

@@ -8,6 +8,7 @@ from snipkern.criteria.magnitude import Magnitude
 from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
+from snipkern.criteria.wanda import Wanda
 
 __all__ = [
     "CRITERIA",
@@ -19,12 +20,13 @@ __all__ = [
     "Shuffled",
     "Snip",
     "Update",
+    "Wanda",
     "criterion_of",
 ]
 
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion for criterion in (Snip(), Magnitude(), Random(), Shuffled())
+    criterion.name: criterion for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda())
 }
 
 

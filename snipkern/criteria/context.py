@@ -106,7 +106,7 @@ class Context:
                 differentiate=self.differentiate,
                 **self.drawing,
             ).pairs
-        if self.ranks.size == 1 or self.differentiate:  # whose gradients are reduced already
+        if self.ranks.size == 1 or self.differentiate:  # shards are averaged when they are looked at
             return found
         self.ranks.exchanged(None)
         return {name: (weight, self.ranks.averaged(gradient)) for name, (weight, gradient) in found.items()}
