@@ -21,6 +21,7 @@ from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
 from snipkern.scoring.decide import Scoring, decided
 from snipkern.scoring.gradients import LossFn
+from snipkern.scoring.left import is_pruned
 from snipkern.selection.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
@@ -90,6 +91,8 @@ def plan(
     options.sharded_of(team.sharded, paper, looked.name, looked.sharded)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
+    if paper and is_pruned(pool):
+        raise ValueError("prune: preset must be None for a model that is pruned already (got 'paper')")
     how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
     found = decided(team, pool, kept, shares, how, criterion)
     chosen, calls = found.chosen, found.calls
