@@ -118,7 +118,7 @@ class _Allocator:
         self.selected = self.left.widened(selected)
         block = options.block
         self.blocked = {name for name, shape in self.shapes.items() if block is not None and has_blocks(shape, block)}
-        for name in self.blocked:
+        for name in self.shapes:
             self._require_blocks(name)
         if options.scope == "global" and self._too_few():
             self.counts = erk(self.shapes, kept, self.least, left)
@@ -126,7 +126,7 @@ class _Allocator:
     def _require_blocks(self, name: str) -> None:
         """That what is left of a weight is in the blocks that are asked for."""
         held, block = self.held[name], self.options.block
-        if held is None or block is None:
+        if held is None or block is None or name not in self.blocked:
             return
         try:
             held_blocks(held, block)
