@@ -207,6 +207,7 @@ def main():
             "snipkern.nn",
             "snipkern.ops",
             "snipkern.parallel",
+            "snipkern.schedule",
             "snipkern.scoring",
             "snipkern.selection",
             "snipkern.topology",

@@ -11,6 +11,7 @@ from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
+from snipkern.schedule import Gradual, Snapshot, Stage, prune_retrain
 from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
 from snipkern.selection.select import select
@@ -18,10 +19,13 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "Gradual",
     "Layout",
     "Mask",
     "Plan",
     "Pruned",
+    "Snapshot",
+    "Stage",
     "backends",
     "criteria",
     "dense_state_dict",
@@ -32,6 +36,7 @@ __all__ = [
     "ops",
     "plan",
     "prune_",
+    "prune_retrain",
     "safetensor_pairs",
     "score",
     "select",
