@@ -16,7 +16,15 @@ from snipkern.engine.workload import Call
 from snipkern.masks import Mask
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
-from snipkern.scoring.gradients import Differentiate, LossFn, first_of, gradients, noted_calls, preserved
+from snipkern.scoring.gradients import (
+    Differentiate,
+    LossFn,
+    first_of,
+    gradients,
+    noted_calls,
+    preserved,
+    require_batches,
+)
 from snipkern.scoring.left import narrowed
 from snipkern.selection.sources import Ranks
 
@@ -62,6 +70,9 @@ class Context:
     differentiate: Differentiate | None = None
     seeds: int = 0
     looked: bool = False
+
+    def __post_init__(self) -> None:
+        require_batches(self.batches)
 
     @property
     def loss_fn(self) -> LossFn:

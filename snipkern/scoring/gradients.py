@@ -115,8 +115,7 @@ def gradients(
 
     Cost: one forward and backward per batch; memory for one gradient per pooled weight (two with several batches).
     """
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
+    require_batches(batches)
     parameters = [entry.parameter for entry in pool]
 
     def by_autograd(loss_of: Callable[[], Tensor]) -> Sequence[Tensor | None]:
@@ -140,6 +139,12 @@ def gradients(
             total.div_(batches)
     result.pairs = {entry.fqn: (w, g) for entry, w, g in zip(pool, weights, sums, strict=True)}
     return result
+
+
+def require_batches(batches: object) -> None:
+    """That it is a number of batches."""
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
 
 
 def first_of(loader: Any, batches: int) -> Generator[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snipkern.allocation import allocation, watching
+from snipkern.allocation import allocation
 from snipkern.criteria import Context, Criterion, criterion_of
 from snipkern.criteria.scored import scored
 from snipkern.criteria.shuffled import core
@@ -16,7 +16,7 @@ from snipkern.ops.reference_saliency import scores_of
 from snipkern.ops.schema_saliency import SCORES
 from snipkern.options import keep_of, loader_of
 from snipkern.pool import FilterFn, prunable
-from snipkern.scoring.gradients import LossFn
+from snipkern.scoring.gradients import LossFn, default_loss
 from snipkern.scoring.left import Left
 from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Alone
@@ -57,8 +57,8 @@ def score(
     pool = prunable(model, filter_fn)
     kept = kept_count(sum(entry.shape.numel() for entry in pool), keep_of(keep, None))
     shares = allocation(scope=looked.scope)
-    graph, loss = watching(model, pool, loss_fn)
-    found = scored(looked, Context(model, pool, loader, loss, batches, kept, shares, Alone(), progress, graph))
+    loss = loss_fn or default_loss
+    found = scored(looked, Context(model, pool, loader, loss, batches, kept, shares, Alone(), progress))
     with torch.no_grad():
         left = Left(found.pairs, pool)
         return {name: scores_of(*left.whole(name), SCORES[found.formula]) for name in left}
