@@ -11,12 +11,14 @@ import latency_cases
 import layer_cases
 import limits
 import model_cases
+import recurrent_cases
 import scoring_cases
 import selection_cases
 import torch
 from layers import Shape
 from machine import Bystanders
 from networks import DENSITY, GPT_512, MEMORY, MLP, NETS, QUICK_MEMORY, QUICK_NETS, VGG, Net
+from recurrent_cases import Sequences
 from selection_cases import Choice
 from timing import Effort, Measure, Timing, interleave
 
@@ -24,9 +26,9 @@ __all__ = ["DEFAULT", "GROUPS", "Case", "Result", "cases", "run"]
 
 GROUPS = (
     "limits", "selection", "sweep", "layers", "products", "density", "threads", "latency", "models", "memory",
-    "scoring",
+    "recurrent", "scoring",
 )  # fmt: skip
-EXTRA = ("sweep", "products", "density", "threads", "latency", "scoring")
+EXTRA = ("sweep", "products", "density", "threads", "latency", "recurrent", "scoring")
 # What most people want to know first.
 DEFAULT = tuple(group for group in GROUPS if group not in EXTRA)
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -68,6 +70,15 @@ ANSWERING_NETS = [
 ]
 ACCEPTED_NET, ACCEPTED_IMAGES, ACCEPTED_TOKENS = MLP.name, VGG.name, GPT_512.name
 SCORED = [(MLP, 8), (GPT_512, 1)]
+# What is accepted, its likes, and layers of the paper's size that read the rows of 28 x 28 images.
+ACCEPTED_SEQUENCES = Sequences("LSTM", 512, 512, 128, 64)
+RECURRENT = [
+    ACCEPTED_SEQUENCES,
+    Sequences("GRU", 512, 512, 128, 64),
+    Sequences("RNN_TANH", 512, 512, 128, 64),
+    Sequences("LSTM", 512, 512, 128, 64, training=False),
+    *(Sequences(mode, 28, hidden, 28, 100) for mode in ("LSTM", "GRU") for hidden in (128, 256)),
+]
 MEMORY_BOUND = {"kind": "linear", "inputs": 4096, "outputs": 4096}
 
 QUICK_SELECTION = [Choice(1 << 12), Choice(1 << 12, torch.bfloat16)]
@@ -76,6 +87,7 @@ QUICK_SWEEP = [
     *(Choice(1 << 12, data=d) for d in selection_cases.DATA),
 ]
 QUICK_LAYERS = [Shape("linear", 64, 48, 20), Shape("conv", 8, 16, 16, side=6, kernel=3, padding=1)]
+QUICK_RECURRENT = [Sequences("LSTM", 16, 24, 3, 5), Sequences("GRU", 16, 24, 3, 5, training=False)]
 QUICK_DENSITIES = (0.05, 0.5)
 QUICK_SCORED = [(QUICK_NETS[0], 2), (QUICK_NETS[3], 1)]
 QUICK_ANSWERING_NETS = [(QUICK_NETS[1], 1, QUICK_NETS[1].input), (QUICK_NETS[3], 2, (1,))]
@@ -128,6 +140,10 @@ def cases(groups: tuple[str, ...] = GROUPS, quick: bool = False) -> list[Case]:
         for choice in choices:
             build = partial(selection_cases.build, choice)
             found.append(Case(group, choice.name, choice.settings, selection_cases.SUBJECT, build, slow=True))
+    for shape in QUICK_RECURRENT if quick else RECURRENT:
+        build = partial(recurrent_cases.build, shape)
+        settings = {**asdict(shape), "density": recurrent_cases.DENSITY}
+        found.append(Case("recurrent", shape.name, settings, recurrent_cases.SUBJECT, build, slow=True))
     found += _layer_cases(quick) + _model_cases(quick)
     found.sort(key=lambda case: GROUPS.index(case.group))
     return [case for case in found if case.group in groups]

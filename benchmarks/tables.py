@@ -39,6 +39,7 @@ def show(results: Sequence[Result], console: Console) -> None:
         ("models", _models),
         ("models", _shares),
         ("memory", _memory),
+        ("recurrent", _recurrent),
         ("scoring", _scoring),
     ]
     for group, make in makers:
@@ -100,6 +101,24 @@ def _latency(results: Sequence[Result]) -> Table:
             times(speedup(result, f"{SUBJECT} bf16", BEST_BF16)),
             digits(narrow.median) if narrow else "-",
             *(times(speedup(result, kind, BEST)) for kind in BLOCK_KINDS),
+        )
+    return made
+
+
+def _recurrent(results: Sequence[Result]) -> Table:
+    title = "recurrent layers at 5 %: forward and all gradients, or forward alone; how many times as fast as ..."
+    made = table(title, "layer, inputs-hidden, steps, batch", "torch", "without oneDNN", "bf16: torch bf16",
+                 "ms (quartiles)", "torch, ms", "bf16, ms")  # fmt: skip
+    for result in results:
+        narrow = result.timings.get(f"{SUBJECT} bf16")
+        made.add_row(
+            result.name,
+            ratio(result, "torch"),
+            ratio(result, "torch without onednn"),
+            times(speedup(result, f"{SUBJECT} bf16", "torch bf16")),
+            time(result.timings.get(SUBJECT)),
+            digits(result.timings["torch"].median) if "torch" in result.timings else "-",
+            digits(narrow.median) if narrow else "-",
         )
     return made
 

@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cases import ACCEPTED_IMAGES, ACCEPTED_LAYERS, ACCEPTED_NET, ACCEPTED_TOKENS, MEMORY_BOUND, Result
+from cases import (
+    ACCEPTED_IMAGES,
+    ACCEPTED_LAYERS,
+    ACCEPTED_NET,
+    ACCEPTED_SEQUENCES,
+    ACCEPTED_TOKENS,
+    MEMORY_BOUND,
+    Result,
+)
 from layer_cases import DENSE, SUBJECT
 from layers import BLOCKS, block_name
 from selection_cases import KEEP
@@ -42,6 +50,7 @@ STEPS = {
     ACCEPTED_IMAGES: ((SUBJECT, BEST, 4.0),),
     ACCEPTED_TOKENS: ((SUBJECT, "torch", 3.5), (SUBJECT, BEST, 2.5)),
 }
+SEQUENCES = ((SUBJECT, "torch", 2.0), (SUBJECT, "torch without onednn", 2.0))
 ANSWERS = ((SUBJECT, BEST, 3.0),)
 #: Weights in float32, and how many times a read of weights and gradients a selection may take.
 READS = {10**8: 1.8, 5 * 10**8: 1.3, 10**9: 1.3}
@@ -204,4 +213,6 @@ def _demands(result: Result) -> tuple[tuple[str, str, float], ...]:
         return tuple(d for d in STEPS.get(result.settings["net"], ()) if d[1] != BEST or _fastest(result, DENSE))
     if result.group == "latency" and MEMORY_BOUND.items() <= result.settings.items():
         return ANSWERS
+    if result.group == "recurrent" and result.name == ACCEPTED_SEQUENCES.name:
+        return SEQUENCES
     return ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snipkern.converting import masked_pool
 from snipkern.masks import Mask
 from snipkern.nn import convert, state
-from snipkern.nn.sparse import SparseWeight
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import MASK_SUFFIX, VALUES_SUFFIX
 from snipkern.pool import Prunable
 from snipkern.topology import build
@@ -30,9 +30,9 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         module, leaf = convert.owner(model, name)
         for suffix in (MASK_SUFFIX, *state.LAYOUT_SUFFIXES):
             found.pop(name + suffix, None)
-        if isinstance(module, SparseWeight) and leaf == "weight":
+        if isinstance(module, SparseModule) and leaf in module.topologies:
             del found[name + VALUES_SUFFIX]
-            found[name] = module.weight.detach()
+            found[name] = module.dense(leaf).detach()
     return found
 
 
@@ -91,7 +91,12 @@ def _sparsify_like(model: nn.Module, names: list[str], state_dict: Mapping[str, 
         wrong = sorted(key for key in got.keys() | expected.keys() if got.get(key) != expected.get(key))
         shown = ", ".join(f"{k}: {_size(expected.get(k))} in the model, {_size(got.get(k))} given" for k in wrong[:3])
         raise ValueError(f"load_: the state dict must fit the model (got {len(wrong)} differences: {shown})")
-    convert.apply_(model, [_prepare(entry, masks[entry.fqn], state_dict) for entry in masked_pool(model, masks)])
+    conversions = [_prepare(entry, masks[entry.fqn], state_dict) for entry in masked_pool(model, masks)]
+    try:
+        convert.sparse_changes(conversions)
+    except ValueError as error:
+        raise ValueError(f"load_: the state dict must be of a pruned model ({error})") from None
+    convert.apply_(model, conversions)
 
 
 def _prepare(entry: Prunable, mask: Mask, state_dict: Mapping[str, Any]) -> convert.Conversion:

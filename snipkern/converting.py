@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from snipkern.allocation import Flow
 from snipkern.criteria.base import Update
 from snipkern.distributed import Team
 from snipkern.engine import choice as engines
-from snipkern.engine.workload import Call, workload
+from snipkern.engine.recurrent import RecurrentWorkload, recurrent_workload
+from snipkern.engine.workload import Call, Workload, workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import convert, narrow
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.pruned import Pruned
@@ -56,25 +59,71 @@ def layers_of(
 ) -> list[report.Layer]:
     """The layers of the report, with the engine of each. Calls are how modules were called, by module name."""
     read_elsewhere = convert.attention_projections(model)
+    whole: dict[nn.Module, dict[str, Prunable]] = {}
+    for entry in pool:
+        if entry.name in convert.sparse_names(entry.module):
+            whole.setdefault(entry.module, {})[entry.name] = entry
+    found = {
+        module: _chosen(engine, module, entries, module in read_elsewhere, masks, calls, layouts)
+        for module, entries in whole.items()
+    }
     layers: list[report.Layer] = []
     for entry in pool:
         mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.shape)
-        obstacle = None
-        if entry.topology is None:
-            obstacle = convert.sparse_obstacle(module, entry.name, entry.shared, module in read_elsewhere)
-        if is_sharded(entry.parameter):
-            obstacle = "sharded: dense shards, held at zero"
+        if entry.name in whole.get(module, ()):
+            choice, work = found[module]
+        else:
+            choice, work = engines.choose(engine, None, mask, obstacle=_obstacle(entry, False)), None
         layout = layouts.get(entry.fqn)
-        work = None
-        if obstacle is None:
-            assert isinstance(module, (nn.Linear, nn.Conv2d))
-            work = workload(module, mask.count(), calls.get(entry.module_fqn), layout)
-        with _naming(entry):
-            choice = engines.choose(engine, work, mask, obstacle=obstacle, layout=layout)
         kind, block = convert.dense_class(module).__name__, None if layout is None else layout.block
         kept, flow = mask.count(), flows.get(entry.fqn)
         layers.append(report.Layer(entry.fqn, kind, shape, kept, mask.numel, choice, block, work, layout, flow))
     return layers
+
+
+def _obstacle(entry: Prunable, weight_read: bool) -> str | None:
+    """Why a parameter has to stay dense and guarded, if it has to."""
+    if is_sharded(entry.parameter):
+        return "sharded: dense shards, held at zero"
+    if entry.topology is not None:  # it is sparse already
+        return None
+    return convert.sparse_obstacle(entry.module, entry.name, entry.shared, weight_read)
+
+
+def _chosen(
+    engine: str,
+    module: nn.Module,
+    entries: Mapping[str, Prunable],
+    weight_read: bool,
+    masks: Mapping[str, Mask],
+    calls: Mapping[str, Call],
+    layouts: Mapping[str, Layout],
+) -> tuple[engines.Choice, Workload | RecurrentWorkload | None]:
+    """The engine of a module that has a sparse class, for all of its weights, and the work that it goes by.
+
+    Args:
+        entries: Those of its weights that have masks, by their names in the module.
+        weight_read: Whether another module multiplies by its weight.
+    """
+    names, first = convert.sparse_names(module), next(iter(entries.values()))
+    obstacle = next(filter(None, (_obstacle(entry, weight_read) for entry in entries.values())), None)
+    lacking = [name for name in names if name not in entries]
+    if lacking and first.topology is not None:
+        return engines.Choice("csr", f"sparse already, with {', '.join(lacking)}, which is left alone"), None
+    if lacking and obstacle is None:
+        obstacle = f"sparse with all of its weights only, and {', '.join(lacking)} has no mask"
+    call, layout, mask = calls.get(first.module_fqn), layouts.get(first.fqn), masks[first.fqn]
+    if not isinstance(module, nn.RNNBase):
+        assert isinstance(module, (nn.Linear, nn.Conv2d))
+        work = None if obstacle else workload(module, mask.count(), call, layout)
+        with _naming(first):
+            return engines.choose(engine, work, mask, obstacle=obstacle, layout=layout), work
+    own = {name: masks[entries[name].fqn] for name in names if name in entries}
+    work = None if obstacle else recurrent_workload(module, [mask.count() for mask in own.values()], call)
+    choice = engines.choose(engine, work, own, obstacle=obstacle)
+    if choice.engine == "csr" and any(entry.fqn in layouts for entry in entries.values()):
+        choice = replace(choice, reason=f"{choice.reason}; its blocks are computed as single weights")
+    return choice, work
 
 
 def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any, update: Update | None = None) -> Pruned:
@@ -146,6 +195,7 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
     conversions = [
         _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
     ]
+    convert.sparse_changes(change for change in conversions if not isinstance(change.module, SparseModule))
     if optimizer is not None:
         optim.check(optimizer, conversions)
     return conversions

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snipkern.nn.masked import guards
-from snipkern.nn.sparse import SparseWeight
+from snipkern.nn.sparse_module import kept_entries
 from snipkern.parallel.ranks import ranks_of
 from snipkern.parallel.shards import full, is_sharded, like, local
 from snipkern.selection.sources import Alone, Ranks
@@ -144,12 +144,11 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
     sources = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers())}
     copies: list[tuple[str, Tensor, nn.Module, str]] = []
     for path, module in sparse.named_modules():
-        dot = f"{path}." if path else ""
+        dot, kept = f"{path}." if path else "", kept_entries(module)
         for name, target in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            kept = isinstance(module, SparseWeight) and name == "weight_values"
-            source, shape = f"{dot}weight" if kept else f"{dot}{name}", target.shape
-            if isinstance(module, SparseWeight) and kept:
-                shape = module.mask.shape
+            source, shape = f"{dot}{name}", target.shape
+            if name in kept:
+                source, shape = f"{dot}{kept[name][0]}", kept[name][1].mask.shape
             if target.is_meta:
                 raise ValueError(f"copy_kept_: call to_empty first (got {dot}{name} on the meta device)")
             if source not in sources or sources[source].shape != shape:
@@ -158,8 +157,9 @@ def copy_kept_(sparse: nn.Module, dense: nn.Module) -> nn.Module:
             copies.append((source, target, module, name))
     for source, target, module, name in copies:
         whole = full(sources[source].detach())
-        if isinstance(module, SparseWeight) and name == "weight_values":
-            whole = whole.reshape(-1)[module.topology.flat_index(whole.device)]
+        kept = kept_entries(module)
+        if name in kept:
+            whole = whole.reshape(-1)[kept[name][1].flat_index(whole.device)]
         elif name in guards(module):
             whole = whole.masked_fill(~guards(module)[name].mask.to_dense(whole.device), 0)
         local(target).copy_(local(like(whole.to(local(target).device, target.dtype), target)))

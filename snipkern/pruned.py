@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from snipkern import report
 from snipkern.engine import choice as engines
+from snipkern.engine.recurrent import RecurrentWorkload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 
@@ -53,11 +54,19 @@ class Pruned:
             layer
             if layer.work is None or engines.missing_kernels(layer.work.device)
             else dataclasses.replace(
-                layer, choice=engines.check(layer.work, self.masks[layer.name], layer.choice, layer.layout)
+                layer, choice=engines.check(layer.work, self._masks_of(layer), layer.choice, layer.layout)
             )
             for layer in self.layers
         ]
         return dataclasses.replace(self, layers=layers)
+
+    def _masks_of(self, layer: report.Layer) -> Mask | dict[str, Mask]:
+        """The layer's mask; of a recurrent module those of all its weights, which are timed together."""
+        if not isinstance(layer.work, RecurrentWorkload):
+            return self.masks[layer.name]
+        path = layer.name.rpartition(".")[0]
+        own = {name.rpartition(".")[2]: name for name in self.masks if name.rpartition(".")[0] == path}
+        return {leaf: self.masks[name] for leaf, name in own.items() if leaf.startswith("weight")}
 
     def __str__(self) -> str:
         return self.report()

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from snipkern.allocation.flow import Flow
 from snipkern.engine.choice import Choice
+from snipkern.engine.recurrent import RecurrentWorkload
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 
@@ -33,7 +34,7 @@ class Layer:
         choice: How the layer computes, and why.
         block: Height and width of the blocks that are kept, or None: single weights.
         layout: The same with orders and single weights, or None.
-        work: What it computes in a training step; None where there is no sparse kernel for it.
+        work: What its module computes in a training step; None where there is no sparse kernel for it.
         flow: Which of its inputs and outputs are dead; None where nobody has looked.
     """
 
@@ -44,7 +45,7 @@ class Layer:
     numel: int
     choice: Choice
     block: tuple[int, int] | None = None
-    work: Workload | None = None
+    work: Workload | RecurrentWorkload | None = None
     layout: Layout | None = None
     flow: Flow | None = None
 
@@ -112,7 +113,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
         grid.add_column("dead in, out", justify="right", no_wrap=True)
     grid.add_column("engine", no_wrap=True)
     grid.add_column("why", min_width=min(longest_why, WHY_WIDTH))
-    for layer in layers:
+    for layer, before in zip(layers, (None, *layers), strict=False):
         shape = " x ".join(map(str, layer.shape))
         grid.add_row(
             layer.name,
@@ -124,7 +125,7 @@ def table(layers: Sequence[Layer], title: str) -> str:
             *([blocks_of(layer)] if blocks else []),
             *(_flow(layer) if seen else []),
             layer.engine,
-            layer.reason,
+            _why(layer, before),
         )
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, markup=False, highlight=False)
@@ -141,6 +142,13 @@ def table(layers: Sequence[Layer], title: str) -> str:
     if seen:
         console.print(f"Effective sparsity {1 - live / max(numel, 1):.2%}: without weights between dead ends.")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def _why(layer: Layer, before: Layer | None) -> str:
+    """The reason, said once for a recurrent module, whose weights follow each other and compute alike."""
+    if before is None or not isinstance(layer.work, RecurrentWorkload):
+        return layer.reason
+    return "as above" if layer.work is before.work and layer.choice == before.choice else layer.reason
 
 
 def _flow(layer: Layer) -> list[str]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,8 @@ from snipkern.engine.cost_model import row as row
 from snipkern.engine.covers import BLOCKS, covered
 from snipkern.engine.measure import Times, forbidden, measure
 from snipkern.engine.prediction import Prediction
+from snipkern.engine.recurrent import RecurrentWorkload, predict_recurrent, shortened
+from snipkern.engine.words import blocks, in_words
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
@@ -63,9 +66,14 @@ class Choice:
 
 
 def choose(
-    engine: str, layer: Workload | None, mask: Mask, *, obstacle: str | None = None, layout: Layout | None = None
+    engine: str,
+    layer: Workload | RecurrentWorkload | None,
+    mask: Mask | Mapping[str, Mask],
+    *,
+    obstacle: str | None = None,
+    layout: Layout | None = None,
 ) -> Choice:
-    """The engine for one layer.
+    """The engine for one layer, or for all weights of a recurrent module.
 
     ``auto`` takes csr (or bsr) where it is faster than the masked layer, which would have to run instead, and not
     slower than the plain dense one (unless the guarding makes masked clearly slower than that too). It goes by the cost
@@ -76,8 +84,8 @@ def choose(
 
     Args:
         engine: What the user asked for: ``auto``, ``bsr``, ``cover``, ``csr`` or ``masked``.
-        layer: Its work, with its block if it keeps whole ones; None for one that is not a linear or convolution layer.
-        mask: Which of its weights are kept.
+        layer: Its work, with its block if it keeps whole ones; None for one that has no sparse kernel.
+        mask: Which of its weights are kept; of a recurrent module one for each weight, by name.
         layout: The grid that the layer's block is of; None: the plain one.
         obstacle: Why there is no sparse kernel for it, or None.
 
@@ -86,6 +94,10 @@ def choose(
     """
     if obstacle or layer is None:
         return Choice("masked", obstacle or "no sparse kernel")
+    if isinstance(layer, RecurrentWorkload):
+        assert not isinstance(mask, Mask)
+        return _recurrent(engine, layer, mask)
+    assert isinstance(mask, Mask)
     if engine in ("csr", "masked"):
         return Choice(engine, ASKED)
     if engine == "bsr" or (engine == "cover" and layer.block):
@@ -101,15 +113,37 @@ def choose(
         if not gpu_model.served(layer):
             return Choice("masked", f"nothing sparse for it in {backends.active(layer.device)} kernels{_advice(layer)}")
     prediction = predict(layer)
+    return _settled(layer, prediction, lambda: _measured(layer, prediction.engine, mask, layout, grid), grid)
+
+
+def _settled(
+    layer: Workload | RecurrentWorkload,
+    prediction: Prediction,
+    measured: Callable[[], Times],
+    cover: Layout | None = None,
+) -> Choice:
+    """By the prediction where that is clear, else by measuring, if that is allowed."""
     if clear(prediction):
-        return _chosen(layer, prediction, cover=grid)
+        return _chosen(layer, prediction, cover=cover)
     reason, times = forbidden(), None
     if reason is None:
         try:
-            times = _measured(layer, prediction.engine, mask, layout, grid)
+            times = measured()
         except torch.OutOfMemoryError:
             reason = "the device's memory is full"
-    return _chosen(layer, prediction, times, reason, grid)
+    return _chosen(layer, prediction, times, reason, cover)
+
+
+def _recurrent(engine: str, layer: RecurrentWorkload, masks: Mapping[str, Mask]) -> Choice:
+    """The engine of a recurrent module, timed on a part of its sequence; its kernels are for single weights only."""
+    if engine == "masked":
+        return Choice(engine, ASKED)
+    if engine != "auto":
+        return Choice("csr", ASKED if engine == "csr" else "recurrent kernels are for single weights")
+    missing = missing_kernels(layer.device)
+    if missing:
+        return _on_reference(layer, missing)
+    return _settled(layer, predict_recurrent(layer), lambda: measure(shortened(layer), masks))
 
 
 def _cover_asked(layer: Workload, mask: Mask) -> Choice:
@@ -118,7 +152,7 @@ def _cover_asked(layer: Workload, mask: Mask) -> Choice:
     found = covered(layer, mask, (lambda work: gpu_model.seconds_here("cover", work)) if on_gpu else None)
     assert found is not None
     layer, grid = found
-    return Choice("cover", f"{ASKED}; {_blocks(layer)}", cover=grid, stored=layer.stored)
+    return Choice("cover", f"{ASKED}; {blocks(layer)}", cover=grid, stored=layer.stored)
 
 
 def _with_cover(layer: Workload, mask: Mask) -> tuple[Workload, Layout | None]:
@@ -129,18 +163,12 @@ def _with_cover(layer: Workload, mask: Mask) -> tuple[Workload, Layout | None]:
     return covered(layer, mask, lambda work: gpu_model.seconds_here("cover", work), limit) or (layer, None)
 
 
-def _on_reference(layer: Workload, missing: str) -> Choice:
+def _on_reference(layer: Workload | RecurrentWorkload, missing: str) -> Choice:
     """A GPU's dense products are too fast to give up for memory alone."""
     if layer.device.type == "cuda":
         return Choice("masked", f"no sparse kernels on this GPU ({missing})")
     reason = f"reference kernels ({missing}): less memory, no gain in time"
-    return Choice("bsr" if layer.block else "csr", reason)
-
-
-def _blocks(layer: Workload) -> str:
-    """Which blocks cover a layer, and how well."""
-    assert layer.cover is not None
-    return f"in blocks of {layer.cover[0]}x{layer.cover[1]}, {layer.kept / max(layer.stored, 1):.0%} full"
+    return Choice("bsr" if isinstance(layer, Workload) and layer.block else "csr", reason)
 
 
 def _measured(layer: Workload, engine: str, mask: Mask, layout: Layout | None, cover: Layout | None = None) -> Times:
@@ -168,8 +196,18 @@ def clear(prediction: Prediction) -> bool:
     return gain > prediction.spread
 
 
-def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = None) -> Choice:
+def check(
+    layer: Workload | RecurrentWorkload,
+    mask: Mask | Mapping[str, Mask],
+    choice: Choice,
+    layout: Layout | None = None,
+) -> Choice:
     """The same choice, with its layer predicted and measured on its device whatever was clear before."""
+    if isinstance(layer, RecurrentWorkload):
+        assert not isinstance(mask, Mask)
+        found = _chosen(layer, predict_recurrent(layer), measure(shortened(layer), mask))
+        return _compared(layer, choice, found, "csr")
+    assert isinstance(mask, Mask)
     if choice.cover is not None:
         layer = replace(layer, cover=choice.cover.block, stored=choice.stored, ordered=choice.cover.ordered)
     if layer.device.type == "cuda" and choice.engine == "masked" and not gpu_model.served(layer):
@@ -177,9 +215,14 @@ def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = N
     prediction = predict(layer, *((choice.engine,) if choice.engine in SPARSE_ENGINES else ()))
     times = _measured(layer, prediction.engine, mask, layout, choice.cover)
     found = _chosen(layer, prediction, times, cover=choice.cover)
+    return _compared(layer, choice, found, prediction.engine)
+
+
+def _compared(layer: Workload | RecurrentWorkload, choice: Choice, found: Choice, engine: str) -> Choice:
+    """The choice, with the figures of one that was measured, and what that one would have been."""
     reason = found.reason
     if choice.engine != found.engine:
-        ratio = _ratio(layer, found, prediction.engine)
+        ratio = in_words(layer, engine, found.predicted, found.measured)
         reason = f"{found.engine} would be faster: {ratio}" if choice.engine == "masked" else ratio
     if choice.reason.startswith(ASKED):
         reason = f"{ASKED}; {reason}"
@@ -187,7 +230,7 @@ def check(layer: Workload, mask: Mask, choice: Choice, layout: Layout | None = N
 
 
 def _chosen(
-    layer: Workload,
+    layer: Workload | RecurrentWorkload,
     prediction: Prediction,
     times: Times | None = None,
     unmeasured: str | None = None,
@@ -196,14 +239,15 @@ def _chosen(
     predicted = prediction.dense / prediction.sparse
     if times is None:
         speedup, measured = predicted, None
-        # A model that was never fitted to measurements has to be sure.
-        faster = predicted >= (prediction.spread if layer.device.type == "cuda" else MARGIN)
+        # A model that was never fitted to such layers has to be sure.
+        fitted = isinstance(layer, Workload) and layer.device.type != "cuda"
+        faster = predicted >= (MARGIN if fitted else prediction.spread)
     else:
         speedup = measured = times.dense / times.sparse
         kept_promise = speedup * NOISE >= 1 or times.masked > (1 + GUARD_SHARE) * times.dense
         faster = kept_promise and times.masked / times.sparse >= NOISE
     choice = Choice(prediction.engine if faster else "masked", "", predicted, measured)
-    reason = _ratio(layer, choice, prediction.engine)
+    reason = in_words(layer, prediction.engine, predicted, measured)
     if unmeasured:
         reason += f"; not measured, {unmeasured}"
     if faster and speedup * NOISE < 1:
@@ -213,13 +257,23 @@ def _chosen(
         compared = "not surely faster" if unsure else "slower" if speedup < 1 else "hardly faster"
         reason = f"{prediction.engine} would be {compared}: {reason}{_advice(layer)}"
     used = cover if choice.engine == "cover" else None
-    return replace(choice, reason=reason, cover=used, stored=layer.stored if used else 0)
+    return replace(
+        choice,
+        reason=reason,
+        cover=used,
+        stored=layer.stored if used is not None and isinstance(layer, Workload) else 0,
+    )
 
 
-def _advice(layer: Workload) -> str:
+def _advice(layer: Workload | RecurrentWorkload) -> str:
     """What would be fast on a GPU, if anything would."""
     height, width = ADVISED_BLOCK
-    if layer.device.type != "cuda" or layer.block or not has_room(layer.shape, (4 * height, 4 * width)):
+    if (
+        isinstance(layer, RecurrentWorkload)
+        or layer.device.type != "cuda"
+        or layer.block
+        or not has_room(layer.shape, (4 * height, 4 * width))
+    ):
         return ""
     linear = layer.kind == "linear"
     # Blocks of linear layers come with orders, which cost passes over inputs and outputs, unless told otherwise.
@@ -232,12 +286,3 @@ def _advice(layer: Workload) -> str:
             plainly = ", order=False" if linear and not ordered else ""
             return f"; pass block={ADVISED_BLOCK}{plainly} for speed on this GPU"
     return ""
-
-
-def _ratio(layer: Workload, choice: Choice, engine: str) -> str:
-    """How fast the sparse engine that was looked at is, in words."""
-    rows = f"{layer.rows} {'assumed ' if layer.assumed else ''}rows"
-    blocks = f"{_blocks(layer)}: " if engine == "cover" else ""
-    if choice.measured is None:
-        return f"{blocks}predicted {choice.predicted:.1f}x dense for {rows}"
-    return f"{blocks}measured {choice.measured:.1f}x dense for {rows} (predicted {choice.predicted:.1f}x)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from snipkern import backends
 from snipkern.backends.precision import tf32_allowed
+from snipkern.engine.recurrent import RecurrentWorkload
 from snipkern.engine.workload import Workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
@@ -49,7 +50,7 @@ class Steps:
     sparse: Step
 
 
-_cache: dict[tuple[Workload, int, str | None, str, bool, bool], Times] = {}
+_cache: dict[tuple[Workload | RecurrentWorkload, int, str | None, str, bool, bool], Times] = {}
 
 
 def forbidden() -> str | None:
@@ -62,7 +63,12 @@ def forbidden() -> str | None:
     return None
 
 
-def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> Times:
+def measure(
+    work: Workload | RecurrentWorkload,
+    mask: Mask | Mapping[str, Mask],
+    layout: Layout | None = None,
+    cover: Layout | None = None,
+) -> Times:
     """Times one layer on its device; the shortest of several rounds, since all noise makes a step longer.
 
     Once for each workload, number of threads, set of kernels and permissions for TF32: a second call returns what the
@@ -70,12 +76,13 @@ def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Lay
 
     Args:
         work: The layer and its input.
-        mask: Of the weight's shape; another one with as many kept weights is taken for the same.
+        mask: Of the weight's shape, or of each weight by its name; others with as many kept weights are taken for the
+            same.
         layout: Of the mask, with the work's block; None: that block on the plain grid, if there is one.
         cover: Of the mask, with the work's covering block.
     """
     # Dense convolutions go by cuDNN's permission, all else by that of matrix products.
-    tf32 = tf32_allowed("linear"), tf32_allowed(work.kind)
+    tf32 = tf32_allowed("linear"), tf32_allowed(work.kind if isinstance(work, Workload) else "linear")
     key = (work, torch.get_num_threads(), backends.isa(), backends.active(work.device), *tf32)
     times = _cache.get(key)
     if times is None:
@@ -87,36 +94,53 @@ def measure(work: Workload, mask: Mask, layout: Layout | None = None, cover: Lay
     return times
 
 
-def steps(work: Workload, mask: Mask, layout: Layout | None = None, cover: Layout | None = None) -> Steps:
+def steps(
+    work: Workload | RecurrentWorkload,
+    mask: Mask | Mapping[str, Mask],
+    layout: Layout | None = None,
+    cover: Layout | None = None,
+) -> Steps:
     """The modules of one workload, ready to be timed: parameters' gradients and, where wanted, the input's."""
     generator = torch.Generator().manual_seed(0)
+    channels_last = isinstance(work, Workload) and work.channels_last
 
     def noise(shape: tuple[int, ...] | torch.Size) -> Tensor:
         made = torch.randn(shape, generator=generator, device="cpu").to(work.device, work.dtype)
-        return made.contiguous(memory_format=torch.channels_last) if work.channels_last and made.dim() == 4 else made
+        return made.contiguous(memory_format=torch.channels_last) if channels_last and made.dim() == 4 else made
 
     dense = work.module()
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.copy_(noise(parameter.shape))
-    layout = layout or (Layout(work.block) if work.block else None)
-    sparse = sparse_copy(dense, mask, "measure", layout, cover)
+    if layout is None and isinstance(work, Workload) and work.block:
+        layout = Layout(work.block)
+    masks = {"weight": mask} if isinstance(mask, Mask) else mask
+    sparse = sparse_copy(dense, masks, "measure", layout, cover)
     x = noise(work.input).requires_grad_(work.input_grad)
-    dy = noise(dense(x).shape)
-    held = nn.Parameter(dense.weight.detach().clone(), requires_grad=False)
-    guard, gradient = MaskGuard(held, mask), noise(held.shape)
-    guard.clean_(held)
+    dy = noise(_output(dense, x).shape)
+    weights = {name: dense.get_parameter(name).detach().clone() for name in masks}
+    guarded = [MaskGuard(nn.Parameter(weights[name], requires_grad=False), masks[name]) for name in masks]
+    gradients = [noise(guard.parameter.shape) for guard in guarded]
+    for guard in guarded:
+        guard.clean_(guard.parameter)
 
     def guarding() -> None:
-        guard.clean(gradient)
-        guard.clean_(held)
+        for guard, gradient in zip(guarded, gradients, strict=True):
+            guard.clean(gradient)
+            guard.clean_(guard.parameter)
 
     return Steps(_step(dense, x, dy), guarding, _step(sparse, x, dy))
 
 
+def _output(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module makes of an input; a recurrent one's last states are left out."""
+    y = module(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
 def _step(module: nn.Module, x: Tensor, dy: Tensor) -> Step:
     wanted = (*module.parameters(), *((x,) if x.requires_grad else ()))
-    return lambda: torch.autograd.grad(module(x), wanted, dy)
+    return lambda: torch.autograd.grad(_output(module, x), wanted, dy)
 
 
 def _times(contenders: Steps, device: torch.device) -> Times:

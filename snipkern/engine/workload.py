@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from snipkern.layout import Layout
 from snipkern.nn.sparse_module import SparseModule
@@ -24,18 +24,29 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Call:
-    """How a module was called: the input's shape, the dtype it computed in, whether the input wants a gradient."""
+    """How a module was called: the input's shape, the dtype it computed in, whether the input wants a gradient.
+
+    A packed sequence is ``[rows, features]``, and has ``steps``; other inputs have none.
+    """
 
     input: tuple[int, ...]
     dtype: torch.dtype
     input_grad: bool
+    steps: int = 0
 
     @classmethod
-    def of(cls, args: Sequence[object], output: object) -> Call | None:
-        """From a forward hook's arguments; None if it wasn't called with a tensor in the first place."""
-        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+    def of(cls, input: object, output: object) -> Call | None:
+        """From the first argument of a module and what it returned; None if these are something else than expected."""
+        steps = 0
+        if isinstance(input, PackedSequence):
+            input, steps = input.data, len(input.batch_sizes)
+        if isinstance(output, tuple) and not isinstance(output, PackedSequence) and output:
+            output = cast(object, output[0])  # a recurrent module's, beside its last states
+        if isinstance(output, PackedSequence):
+            output = output.data
+        if not isinstance(input, Tensor) or not isinstance(output, Tensor):
             return None
-        return cls(tuple(args[0].shape), output.dtype, args[0].requires_grad)
+        return cls(tuple(input.shape), output.dtype, input.requires_grad, steps)
 
 
 @dataclass(frozen=True)

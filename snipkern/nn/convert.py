@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,18 +19,34 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.masked import guard_, guards, unguard_
-from snipkern.nn.sparse import SparseConv2d, SparseLinear, SparseWeight
+from snipkern.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
+from snipkern.nn.sparse import SparseConv2d, SparseLinear
 from snipkern.nn.sparse_module import SparseModule
+from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.ops.checks import FLOATS
 from snipkern.topology import BaseTopology, build
 
-__all__ = ["Conversion", "apply_", "prepare", "sparse_obstacle", "to_dense_"]
+__all__ = ["Conversion", "apply_", "prepare", "sparse_names", "sparse_obstacle", "to_dense_"]
 
-SPARSE_CLASSES: dict[type[nn.Module], type[SparseWeight]] = {
+SPARSE_CLASSES: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
     NonDynamicallyQuantizableLinear: SparseLinear,
     nn.Conv2d: SparseConv2d,
+    nn.LSTM: SparseLSTM,
+    nn.GRU: SparseGRU,
+    nn.RNN: SparseRNN,
 }
+
+
+def dense_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that a sparse module had before."""
+    return module.dense_class if isinstance(module, SparseModule) else type(module)
+
+
+def sparse_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the weights of a module that become sparse, all or none; empty where it has no sparse class."""
+    kind = SPARSE_CLASSES.get(dense_class(module))
+    return () if kind is None else kind.weight_names(module)
 
 
 def attention_projections(model: nn.Module) -> set[nn.Module]:
@@ -47,25 +64,24 @@ def sparse_obstacle(module: nn.Module, name: str, shared: bool, weight_read: boo
         weight_read: Whether another module multiplies by this one's weight itself (attention_projections).
     """
     kind = type(module)
-    if kind not in SPARSE_CLASSES or name != "weight":
+    if name not in sparse_names(module):
         known = next((c for c in SPARSE_CLASSES if isinstance(module, c)), None)
-        if known is not None and name == "weight":
+        if known is not None and known is not kind and name in SPARSE_CLASSES[known].weight_names(module):
             return f"{kind.__name__} is its own subclass of {known.__name__}"
         return f"no sparse kernel for {kind.__name__}.{name}"
+    weight = module._parameters[name]
+    assert weight is not None
     if shared:
         return "weight shared with another module"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"no sparse kernel for {module.groups} groups"
-    if module.weight.dtype not in FLOATS:
-        return f"no sparse kernel for {module.weight.dtype}"
+    if weight.dtype not in FLOATS:
+        return f"no sparse kernel for {weight.dtype}"
+    if isinstance(module, nn.RNNBase) and weight.device.type not in ("cpu", "meta"):
+        return f"no fused recurrent kernel for {weight.device.type}"
     if weight_read:
         return "MultiheadAttention multiplies by the weight itself"
     return None
-
-
-def dense_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that a sparse module had before."""
-    return module.dense_class if isinstance(module, SparseModule) else type(module)
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,14 @@ def prepare(
         cover: The grid of blocks for it to compute with single weights on.
 
     Raises:
-        ValueError: For a layout that does not fit the mask, and for one of a convolution with orders.
+        ValueError: For a layout that does not fit the mask, for one of a convolution with orders, and for any of a
+            recurrent module.
     """
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
         return Conversion(module, name, mask, parameter, None, None, layout)
-    require_unordered(module, layout, cover)
+    require_kernels_for(module, layout, cover)
     topology = build(mask, layout, cover)
     if parameter.is_meta:
         values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
@@ -128,20 +145,40 @@ def prepare(
     return Conversion(module, name, mask, parameter, values, topology)
 
 
-def require_unordered(module: nn.Module, *grids: Layout | None) -> None:
-    """That a convolution gets no grid with orders, which its kernels don't know."""
+def require_kernels_for(module: nn.Module, *grids: Layout | None) -> None:
+    """That a module's kernels know how its weight is to lie: a convolution's no orders, a recurrent one's no blocks."""
+    if isinstance(module, nn.RNNBase) and any(grid is not None for grid in grids):
+        raise ValueError("a recurrent module computes with single weights (got a layout)")
     if any(grid is not None and grid.ordered for grid in grids) and isinstance(module, nn.Conv2d):
         raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
 
 
 def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     """Makes prepared conversions, and turns off fast paths that would compute with dense weights."""
+    for module, changes in sparse_changes(conversions).items():
+        _make_sparse(module, changes)
     for change in conversions:
         if change.topology is None:
             guard_(change.module, change.name, change.mask, change.layout)
-        else:
-            make_sparse(change.module, change.values, change.topology)
     _leave_fast_paths(model)
+
+
+def sparse_changes(conversions: Iterable[Conversion]) -> dict[nn.Module, dict[str, Conversion]]:
+    """What is to become sparse, by module and name.
+
+    Raises:
+        ValueError: For a module of which some weights only are to become sparse.
+    """
+    found: dict[nn.Module, dict[str, Conversion]] = {}
+    for change in conversions:
+        if change.topology is not None:
+            found.setdefault(change.module, {})[change.name] = change
+    for module, changes in found.items():
+        missing = [name for name in sparse_names(module) if name not in changes]
+        if missing:
+            kind = type(module).__name__
+            raise ValueError(f"all weights of {kind} must become sparse together (got none for {', '.join(missing)})")
+    return found
 
 
 # Attributes by which torch's Transformer modules, in eval mode, hand their weights to one fused dense kernel, and the
@@ -156,7 +193,7 @@ FAST_PATH_BEFORE = "_snipkern_fast_path"
 def _leave_fast_paths(model: nn.Module) -> None:
     for kind, (attribute, off) in FAST_PATHS.items():
         for module in model.modules():
-            sparse = isinstance(module, kind) and any(isinstance(child, SparseWeight) for child in module.modules())
+            sparse = isinstance(module, kind) and any(isinstance(child, SparseModule) for child in module.modules())
             if sparse and FAST_PATH_BEFORE not in module.__dict__:
                 module.__dict__[FAST_PATH_BEFORE] = getattr(module, attribute)
                 setattr(module, attribute, off)
@@ -169,30 +206,47 @@ def _restore_fast_paths(model: nn.Module) -> None:
                 setattr(module, attribute, module.__dict__.pop(FAST_PATH_BEFORE))
 
 
-def make_sparse(module: nn.Module, values: nn.Parameter | None, topology: BaseTopology) -> None:
-    """Changes a dense module's class."""
-    others = {name: p for name, p in module._parameters.items() if name != "weight"}
+def _make_sparse(module: nn.Module, changes: Mapping[str, Conversion]) -> None:
+    topologies: dict[str, BaseTopology] = {}
+    parameters = dict(module._parameters)
     module._parameters.clear()
-    module._parameters["weight_values"] = values
-    module._parameters.update(others)
-    module.__dict__["_topologies"] = {"weight": topology}
+    for name, parameter in parameters.items():
+        change = changes.get(name)
+        if change is None or change.topology is None:
+            module._parameters[name] = parameter
+        else:
+            module._parameters[name + VALUES_SUFFIX] = change.values
+            topologies[name] = change.topology
+    module.__dict__["_topologies"] = topologies
     module.__dict__["dense_class"] = type(module)
     module.__class__ = SPARSE_CLASSES[type(module)]
+    cast(SparseModule, module).converted_()
 
 
 def sparse_copy(
-    dense: nn.Module, mask: Mask, op: str, layout: Layout | None = None, cover: Layout | None = None
+    dense: nn.Module, masks: Mapping[str, Mask], op: str, layout: Layout | None = None, cover: Layout | None = None
 ) -> nn.Module:
-    """A sparse copy of one dense module; the original stays as it is."""
-    if not isinstance(dense, tuple(SPARSE_CLASSES)) or isinstance(dense, SparseWeight):
-        raise ValueError(f"{op}: the module must be a dense nn.Linear or nn.Conv2d (got {type(dense).__name__})")
-    require_mask(op, "weight", mask, cast(Tensor, dense.weight).shape)
-    obstacle = sparse_obstacle(dense, "weight", shared=False, weight_read=False)
-    if obstacle:
-        raise ValueError(f"{op}: the module must have a sparse kernel (got: {obstacle})")
+    """A sparse copy of one dense module, with a mask for each of its weights; the original stays as it is."""
+    if type(dense) not in SPARSE_CLASSES:
+        raise ValueError(f"{op}: the module must be a dense {_known_classes()} (got {type(dense).__name__})")
+    names = sparse_names(dense)
+    if set(masks) != set(names):
+        raise ValueError(f"{op}: masks must be of {', '.join(names)} (got masks of {', '.join(masks) or 'nothing'})")
+    for name, mask in masks.items():
+        weight = dense._parameters[name]
+        assert weight is not None
+        require_mask(op, name, mask, weight.shape)
+        obstacle = sparse_obstacle(dense, name, shared=False, weight_read=False)
+        if obstacle:
+            raise ValueError(f"{op}: the module must have a sparse kernel (got: {obstacle})")
     module = copy.deepcopy(dense)
-    apply_(module, [prepare(module, "weight", mask, True, layout, cover)])
+    apply_(module, [prepare(module, name, masks[name], True, layout, cover) for name in names])
     return module
+
+
+def _known_classes() -> str:
+    *most, last = dict.fromkeys(f"nn.{kind.__name__}" for kind in SPARSE_CLASSES if hasattr(nn, kind.__name__))
+    return f"{', '.join(most)} or {last}"
 
 
 def require_mask(op: str, name: str, mask: Mask, shape: torch.Size) -> None:
@@ -209,25 +263,34 @@ def to_dense_(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if guards(module):
             unguard_(module)
-        if isinstance(module, SparseWeight):
+        if isinstance(module, SparseModule):
             make_dense(module)
     _restore_fast_paths(model)
     return model
 
 
-def make_dense(module: SparseWeight, weight: nn.Parameter | None = None) -> None:
-    """Changes it back; the dense weight is made if none is given."""
-    values = module.weight_values
-    if weight is None:
-        weight = nn.Parameter(module.weight.detach(), values.requires_grad)
+def make_dense(module: SparseModule, given: Mapping[str, nn.Parameter] | None = None) -> None:
+    """Changes a sparse module's class back; dense weights that are not given are made."""
+    weights: dict[str, nn.Parameter] = {}
+    for name in module.topologies:
+        if given is not None and name in given:
+            weights[name + VALUES_SUFFIX] = given[name]
+            continue
+        values = module.values_of(name)
+        weights[name + VALUES_SUFFIX] = weight = nn.Parameter(module.dense(name).detach(), values.requires_grad)
         vars(weight).update(vars(values))
-    others = {name: p for name, p in module._parameters.items() if name != "weight_values"}
-    dense_class = module.dense_class
+    parameters, dense_class = dict(module._parameters), module.dense_class
     del module.__dict__["_topologies"], module.__dict__["dense_class"]
-    cast(nn.Module, module).__class__ = dense_class
-    module._parameters.clear()
-    module._parameters["weight"] = weight
-    module._parameters.update(others)
+    plain = cast(nn.Module, module)
+    plain.__class__ = dense_class
+    plain._parameters.clear()
+    for name, parameter in parameters.items():
+        found = weights.get(name)
+        plain._parameters[name if found is None else name.removesuffix(VALUES_SUFFIX)] = (
+            parameter if found is None else found
+        )
+    if isinstance(plain, nn.RNNBase):
+        plain._init_flat_weights()
 
 
 def masks(model: nn.Module) -> dict[str, Mask]:
@@ -235,8 +298,8 @@ def masks(model: nn.Module) -> dict[str, Mask]:
     found: dict[str, Mask] = {}
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        if isinstance(module, SparseWeight):
-            found[f"{dot}weight"] = module.mask
+        if isinstance(module, SparseModule):
+            found.update({f"{dot}{name}": topology.mask for name, topology in module.topologies.items()})
         for name, guard in guards(module).items():
             found[f"{dot}{name}"] = guard.mask
     return found

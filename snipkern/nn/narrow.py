@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import convert
-from snipkern.nn.masked import guard_, guards, unguard_
-from snipkern.nn.sparse import SparseWeight
+from snipkern.nn.masked import guards, unguard_
 from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.topology import BaseTopology, build
@@ -93,7 +92,7 @@ def prepare(
     assert isinstance(module, SparseModule)
     values = module.values_of(name)
     if sparse:
-        convert.require_unordered(module, layout, cover)
+        convert.require_kernels_for(module, layout, cover)
         after = build(mask, layout, cover)
         index = places_in(before, after)
         return _narrowing(module, name, mask, values, after, lambda tensor: tensor[index.to(tensor.device)])
@@ -113,7 +112,7 @@ def _of_masked(
     assert parameter is not None
     if not sparse:
         return Narrowing(module, name, mask, parameter, None, None, layout, carry=lambda tensor: tensor)
-    convert.require_unordered(module, layout, cover)
+    convert.require_kernels_for(module, layout, cover)
     after = build(mask, layout, cover)
     return _narrowing(
         module, name, mask, parameter, after, lambda tensor: tensor.reshape(-1)[after.flat_index(tensor.device)]
@@ -170,28 +169,25 @@ def require_nested(name: str, mask: Mask, held: Mask) -> None:
 
 def apply_(model: nn.Module, conversions: Sequence[convert.Conversion]) -> None:
     """Makes prepared conversions, first ones and further ones."""
+    left: list[convert.Conversion] = []
+    spread: dict[SparseModule, list[convert.Conversion]] = {}
     for change in conversions:
-        if isinstance(change, Narrowing):
-            _make(change)
-    convert.apply_(model, [change for change in conversions if not isinstance(change, Narrowing)])
-
-
-def _make(change: Narrowing) -> None:
-    module, name = change.module, change.name
-    if isinstance(module, SparseModule) and name in module.topologies:
-        assert change.values is not None
-        if change.topology is not None:
+        module, name = change.module, change.name
+        if not isinstance(change, Narrowing):
+            left.append(change)
+        elif not isinstance(module, SparseModule) or name not in module.topologies:
+            guards(module)[name].detach()
+            if change.topology is not None:
+                del guards(module)[name]
+            left.append(change)
+        elif change.topology is None:
+            spread.setdefault(module, []).append(change)
+        else:
+            assert change.values is not None
             module.replace_(name, change.values, change.topology)
-            return
-        assert isinstance(module, SparseWeight)
-        convert.make_dense(module, change.values)
-        guard_(module, name, change.mask, change.layout)
-        return
-    if change.topology is None:
-        guards(module)[name].detach()
-        guard_(module, name, change.mask, change.layout)
-        return
-    guards(module).pop(name).detach()
-    if not guards(module):
-        unguard_(module)
-    convert.make_sparse(module, change.values, change.topology)
+    for module in {change.module for change in left if change.topology is not None}:
+        if not guards(module):
+            unguard_(module)
+    for module, changes in spread.items():
+        convert.make_dense(module, {change.name: change.values for change in changes if change.values is not None})
+    convert.apply_(model, [*left, *(change for changes in spread.values() for change in changes)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snipkern.layout import Layout, one_layout
 from snipkern.masks import Mask
 from snipkern.nn import functional
-from snipkern.nn.sparse_module import SparseModule, described
+from snipkern.nn.sparse_module import SparseModule, compute_dtype, described
 from snipkern.nn.state import BLOCK_SUFFIX as BLOCK_SUFFIX
 from snipkern.nn.state import MASK_SUFFIX as MASK_SUFFIX
 from snipkern.topology import BaseTopology
@@ -61,9 +61,9 @@ class SparseWeight(SparseModule):
     def forward_operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input, values and bias in the dtype to compute in: autocast's, where it is on, as for the dense module."""
         values, bias = cast(Tensor, self.weight_values), cast("Tensor | None", self.bias)
-        if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        dtype = compute_dtype(x)
+        if dtype is None:
             return x, values, bias
-        dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
 
     def reset_parameters(self) -> None:
@@ -103,7 +103,7 @@ class SparseLinear(SparseWeight, nn.Linear):  # pyright: ignore[reportIncompatib
         from snipkern.nn.convert import sparse_copy
 
         layout = one_layout("SparseLinear.from_dense", block, layout)
-        return cast(SparseLinear, sparse_copy(linear, mask, "SparseLinear.from_dense", layout, cover))
+        return cast(SparseLinear, sparse_copy(linear, {"weight": mask}, "SparseLinear.from_dense", layout, cover))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)
@@ -135,7 +135,7 @@ class SparseConv2d(SparseWeight, nn.Conv2d):  # pyright: ignore[reportIncompatib
         from snipkern.nn.convert import sparse_copy
 
         layout = one_layout("SparseConv2d.from_dense", block, layout)
-        return cast(SparseConv2d, sparse_copy(conv, mask, "SparseConv2d.from_dense", layout, cover))
+        return cast(SparseConv2d, sparse_copy(conv, {"weight": mask}, "SparseConv2d.from_dense", layout, cover))
 
     def forward(self, input: Tensor) -> Tensor:
         x, values, bias = self.forward_operands(input)

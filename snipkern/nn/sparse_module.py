@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snipkern.nn import functional, state
 from snipkern.nn.state import MASK_SUFFIX, VALUES_SUFFIX
 from snipkern.topology import BaseTopology, CoverTopology
 
-__all__ = ["SparseModule", "described"]
+__all__ = ["SparseModule", "compute_dtype", "described", "kept_entries"]
 
 
 class SparseModule(nn.Module):
@@ -32,6 +33,17 @@ class SparseModule(nn.Module):
     _topologies: dict[str, BaseTopology]
     #: The class to become again when made dense.
     dense_class: type[nn.Module]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(f"{type(self).__name__}: sparse modules are made from dense ones; call from_dense or sparsify_")
+
+    @staticmethod
+    def weight_names(module: nn.Module) -> tuple[str, ...]:
+        """Names of those weights of a dense module of which its sparse one has the kept entries only."""
+        return ("weight",)
+
+    def converted_(self) -> None:
+        """What is left to do once a dense module has changed to this class."""
 
     @property
     def topologies(self) -> Mapping[str, BaseTopology]:
@@ -80,7 +92,7 @@ class SparseModule(nn.Module):
                 f"{type(self).__name__}: {name} is made from {name}_values and cannot be set; change {name}_values,"
                 " load a state dict, or call snipkern.to_dense_(model) first"
             )
-        super().__setattr__(name, value)
+        nn.Module.__setattr__(self, name, value)  # that of nn.RNNBase keeps a list of dense weights
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves the topologies along, now: later it would be a copy inside of a forward pass, or of a CUDA graph."""
@@ -135,6 +147,12 @@ def _take_weight(state_dict: dict[str, Any], key: str, topology: BaseTopology) -
     return None
 
 
+def kept_entries(module: nn.Module) -> dict[str, tuple[str, BaseTopology]]:
+    """By the names of a module's own parameters that are kept entries: the dense weight's name, and where they are."""
+    topologies = module.topologies if isinstance(module, SparseModule) else {}
+    return {name + VALUES_SUFFIX: (name, topology) for name, topology in topologies.items()}
+
+
 def described(topology: BaseTopology) -> list[str]:
     """What ``repr`` tells of a sparse weight: kept entries, and the blocks that they are on."""
     parts = [f"kept={topology.nnz} ({topology.mask.density:.2%})"]
@@ -147,3 +165,10 @@ def described(topology: BaseTopology) -> list[str]:
         height, width = topology.cover.block
         parts.append(f"cover={height}x{width} ({topology.fill:.1%} full)")
     return parts
+
+
+def compute_dtype(x: Tensor) -> torch.dtype | None:
+    """Autocast's dtype, if it is on for the input's device; None: that of the operands."""
+    if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)

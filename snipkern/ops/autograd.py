@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snipkern.ops import autograd_bsr, autograd_conv2d_bsr
+from snipkern.ops import autograd_bsr, autograd_conv2d_bsr, autograd_recurrent
 from snipkern.ops.checks import require
 from snipkern.ops.schema import NAMESPACE
 
@@ -154,6 +154,7 @@ FORMULAS = {
     "conv2d_csr_input_grad": (input_grad_backward, input_grad_context),
     "conv2d_csr_weight_grad": (weight_grad_backward, weight_grad_context),
     **autograd_conv2d_bsr.FORMULAS,
+    **autograd_recurrent.FORMULAS,
     "zero_pruned": (zero_pruned_backward, zero_pruned_context),
 }
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from snipkern.layout import index_sizes
 from snipkern.ops import schema, schema_bsr, schema_conv2d_bsr
 from snipkern.ops.checks import require
+from snipkern.ops.reference_recurrent import recurrent_csr as recurrent_csr
+from snipkern.ops.reference_recurrent import recurrent_csr_backward as recurrent_csr_backward
 from snipkern.ops.reference_saliency import saliency_histogram as saliency_histogram
 from snipkern.ops.reference_saliency import saliency_mask as saliency_mask
 from snipkern.ops.reference_saliency import saliency_partition as saliency_partition

@@ -39,7 +39,7 @@ class Gradients:
 
     #: Parameter name -> (the weight it was scored at, gradient of the mean loss), both of the parameter's shape.
     pairs: dict[str, tuple[Tensor, Tensor]]
-    #: Module name -> how it was called first, for linear and convolution modules.
+    #: Module name -> how it was called first, for linear, convolution and recurrent modules.
     calls: dict[str, Call] = field(default_factory=dict[str, Call])
 
 
@@ -227,20 +227,20 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
 
 @contextlib.contextmanager
 def noted_calls(model: nn.Module, calls: dict[str, Call]) -> Generator[None]:
-    """Notes how each linear and convolution module is called for the first time."""
+    """Notes how each linear, convolution and recurrent module is called for the first time."""
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            call = Call.of(args, output)
+    def note(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            call = Call.of(args[0] if args else kwargs.get("input"), output)
             if call is not None:
                 calls.setdefault(name, call)
 
         return hook
 
     handles = [
-        module.register_forward_hook(note(name))
+        module.register_forward_hook(note(name), with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.RNNBase))
     ]
     try:
         yield

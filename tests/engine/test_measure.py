@@ -138,9 +138,9 @@ class TestWorkload:
         layer = torch.nn.Linear(4, 3, bias=False)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             x = torch.randn(2, 5, 4)
-            call = Call.of((x,), layer(x))
+            call = Call.of(x, layer(x))
         assert workload(layer, 6, call) == Workload((3, 4), 6, (10, 4), torch.bfloat16, bias=False, input_grad=False)
-        assert Call.of((), x) is None and Call.of((x,), (x,)) is None
+        assert Call.of(None, x) is None and Call.of(x, {0: x}) is None
 
     def test_of_an_unseen_layer(self):
         assert workload(torch.nn.Linear(4, 3), 6, None) == Workload((3, 4), 6, (128, 4), assumed=True)

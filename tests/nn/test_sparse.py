@@ -86,7 +86,7 @@ def test_mask_of_another_shape_is_refused():
         ValueError, match=r"SparseLinear.from_dense: the mask of 'weight' must have shape \[3, 2\] \(got \[2, 3\]\)"
     ):
         SparseLinear.from_dense(nn.Linear(2, 3), sk.Mask.full((2, 3)))
-    with pytest.raises(ValueError, match=r"must be a dense nn.Linear or nn.Conv2d \(got ReLU\)"):
+    with pytest.raises(ValueError, match=r"must be a dense nn.Linear, .* or nn.RNN \(got ReLU\)"):
         SparseLinear.from_dense(nn.ReLU(), sk.Mask.full((2, 3)))
     with pytest.raises(ValueError, match=r"must have a sparse kernel \(got: no sparse kernel for 2 groups\)"):
         SparseConv2d.from_dense(nn.Conv2d(2, 2, 1, groups=2), sk.Mask.full((2, 1, 1, 1)))
