@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from nets import make_cnn, make_mlp
@@ -66,9 +67,8 @@ def top_of_rows(scores, count):
     flat = scores.reshape(scores.shape[0], -1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1]).expand_as(order))
-    listed = sorted(range(flat.numel()), key=lambda i: (int(place.view(-1)[i]), -float(flat.reshape(-1)[i]), i))
     kept = torch.zeros(flat.numel(), dtype=torch.bool)
-    kept[listed[:count]] = True
+    kept[np.lexsort((-flat.reshape(-1).numpy(), place.reshape(-1).numpy()))[:count]] = True
     return kept.view(scores.shape)
 
 
