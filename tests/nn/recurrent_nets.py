@@ -64,7 +64,7 @@ class Options:
         shape = (steps, self.input_size) if self.form == "unbatched" else (steps, batch, self.input_size)
         if self.batch_first and self.form != "unbatched":
             shape = (batch, steps, self.input_size)
-        leaf = torch.randn(shape, dtype=dtype).requires_grad_()
+        leaf = torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
         x: Tensor | PackedSequence = leaf
         if self.form in ("packed", "unsorted"):
             x = pack_padded_sequence(leaf, lengths, self.batch_first, enforce_sorted=self.form == "packed")
@@ -72,7 +72,7 @@ class Options:
         made: list[Tensor] = []
         for size in (self.projection or self.hidden_size, self.hidden_size):
             shape = (count, size) if self.form == "unbatched" else (count, batch, size)
-            made.append(torch.randn(shape, dtype=dtype).requires_grad_())
+            made.append(torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_())
         return x, leaf, None if not self.states else tuple(made) if self.kind == "LSTM" else made[0]
 
 
