@@ -7,6 +7,7 @@
 
 from snipkern import backends, criteria, distributed, nn, ops
 from snipkern.checkpoint import dense_state_dict, load_
+from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
@@ -19,6 +20,7 @@ from snipkern.selection.select import select
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Gradual",
     "Layout",
     "Mask",
@@ -27,6 +29,7 @@ __all__ = [
     "Snapshot",
     "Stage",
     "backends",
+    "compare",
     "criteria",
     "dense_state_dict",
     "distributed",

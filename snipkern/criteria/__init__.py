@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from snipkern.criteria.base import Criterion, Scores, Update
 from snipkern.criteria.context import Context
+from snipkern.criteria.grasp import Grasp
+from snipkern.criteria.leave_one_out import LeaveOneOut
 from snipkern.criteria.magnitude import Magnitude
+from snipkern.criteria.obd import Obd
+from snipkern.criteria.obs import Obs
 from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
@@ -14,7 +18,11 @@ __all__ = [
     "CRITERIA",
     "Context",
     "Criterion",
+    "Grasp",
+    "LeaveOneOut",
     "Magnitude",
+    "Obd",
+    "Obs",
     "Random",
     "Scores",
     "Shuffled",
@@ -26,7 +34,8 @@ __all__ = [
 
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda())
+    criterion.name: criterion
+    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda(), Obd(), Obs(), Grasp(), LeaveOneOut())
 }
 
 

@@ -20,6 +20,7 @@ from checks_criteria import (
     fsdp_scores_magnitudes_and_chance,
     updates_are_the_same_on_all_ranks,
 )
+from checks_curvature import comparisons_are_the_same_on_all_ranks, curvature_is_averaged_over_ranks
 from checks_failing import (
     a_bad_gradient_in_one_shard_fails_everywhere,
     a_part_of_the_ranks_prunes_by_itself,
@@ -79,6 +80,8 @@ FOR_TWO = (
     fsdp_after_pruning_trains_like_one_process,
     fsdp_refuses_what_it_cannot_convert,
     fsdp_refuses_gradients_that_are_not_reduced,
+    curvature_is_averaged_over_ranks,
+    comparisons_are_the_same_on_all_ranks,
     every_criterion_finds_the_masks_of_one_process,
     updates_are_the_same_on_all_ranks,
     fsdp_scores_magnitudes_and_chance,
