@@ -209,6 +209,7 @@ def main():
             "snipkern.parallel",
             "snipkern.scoring",
             "snipkern.selection",
+            "snipkern.structured",
             "snipkern.topology",
             "snipkern.triton_kernels",
         ],

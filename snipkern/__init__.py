@@ -5,7 +5,7 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, criteria, distributed, nn, ops, penalties
+from snipkern import backends, criteria, distributed, nn, ops, penalties, structured
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.layout import Layout
 from snipkern.masks import Mask
@@ -39,5 +39,6 @@ __all__ = [
     "score",
     "select",
     "sparsify_",
+    "structured",
     "to_dense_",
 ]
