@@ -210,6 +210,7 @@ def main():
             "snipkern.schedule",
             "snipkern.scoring",
             "snipkern.selection",
+            "snipkern.structured",
             "snipkern.topology",
             "snipkern.triton_kernels",
         ],

@@ -5,12 +5,13 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, criteria, distributed, nn, ops
+from snipkern import backends, criteria, distributed, nn, ops, penalties, structured
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.comparing import Comparison, compare
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
+from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
 from snipkern.schedule import Gradual, Snapshot, Stage, prune_retrain
 from snipkern.scoring.score import score
@@ -36,7 +37,9 @@ __all__ = [
     "load_",
     "masks",
     "nn",
+    "nonzero_masks",
     "ops",
+    "penalties",
     "plan",
     "prune_",
     "prune_retrain",
@@ -44,5 +47,6 @@ __all__ = [
     "score",
     "select",
     "sparsify_",
+    "structured",
     "to_dense_",
 ]

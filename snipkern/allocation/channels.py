@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Channels",
+    "Concatenation",
     "Outputs",
     "Outside",
+    "Repetition",
+    "Union",
     "Unknown",
     "alive",
     "concatenated",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snipkern.criteria.base import Criterion, Scores, Update
 from snipkern.criteria.context import Context
+from snipkern.criteria.force import Force, IterativeSnip
 from snipkern.criteria.grasp import Grasp
 from snipkern.criteria.leave_one_out import LeaveOneOut
 from snipkern.criteria.magnitude import Magnitude
@@ -12,13 +13,16 @@ from snipkern.criteria.obs import Obs
 from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
+from snipkern.criteria.synflow import SynFlow
 from snipkern.criteria.wanda import Wanda
 
 __all__ = [
     "CRITERIA",
     "Context",
     "Criterion",
+    "Force",
     "Grasp",
+    "IterativeSnip",
     "LeaveOneOut",
     "Magnitude",
     "Obd",
@@ -27,6 +31,7 @@ __all__ = [
     "Scores",
     "Shuffled",
     "Snip",
+    "SynFlow",
     "Update",
     "Wanda",
     "criterion_of",
@@ -35,7 +40,20 @@ __all__ = [
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
-    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda(), Obd(), Obs(), Grasp(), LeaveOneOut())
+    for criterion in (
+        Snip(),
+        Magnitude(),
+        Random(),
+        Shuffled(),
+        Wanda(),
+        Obd(),
+        Obs(),
+        Grasp(),
+        LeaveOneOut(),
+        IterativeSnip(),
+        Force(),
+        SynFlow(),
+    )
 }
 
 
