@@ -87,8 +87,16 @@ class Context:
         self.looked = True
         return found
 
+    @property
+    def left(self) -> int:
+        """Weights of the pool that are not pruned yet."""
+        return sum(entry.left for entry in self.pool)
+
     def weights(self) -> dict[str, Tensor]:
-        """The pool's weights by name, detached; they share memory with the model: only read them."""
+        """The pool's weights by name, detached; they share memory with the model: only read them.
+
+        Where a sparse module holds what is left of a weight, that is what is here, 1-D.
+        """
         return {entry.fqn: entry.parameter.detach() for entry in self.pool}
 
     def gradients(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
