@@ -93,6 +93,21 @@ def test_other_criteria_keep_a_part_of_what_is_left(criterion, engine, mlp, vect
     assert torch.isfinite(mlp(vectors[0][0])).all()
 
 
+@pytest.mark.parametrize("criterion", sk.criteria.CRITERIA)
+def test_every_criterion_comes_to_the_same_whatever_layers_compute_with(criterion, vectors):
+    data, masks = [(x.double(), y) for x, y in vectors], []
+    for engine in ENGINES:
+        torch.manual_seed(0)
+        model = make_mlp().double()
+        before = sk.prune_(model, data, keep=0.5, engine=engine).masks
+        found = sk.prune_(model, data, keep=0.2, engine=engine, criterion=criterion)
+        assert found.kept == 261
+        require_nested(found.masks, before)
+        masks.append(found.masks)
+    # OBS takes blocks of weights that follow each other in what is stored.
+    assert criterion == "obs" or masks[0] == masks[1]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_wanda_again_compares_within_what_is_left_of_each_row(engine, vectors):
     model = nn.Sequential(nn.Linear(20, 16))
