@@ -17,6 +17,7 @@ from snipkern.criteria.batches import Batch, Losses
 from snipkern.criteria.context import Context
 from snipkern.criteria.curvature import differentiable
 from snipkern.scoring.gradients import LossFn, checked_loss
+from snipkern.scoring.stateless import named
 
 __all__ = ["LeaveOneOut"]
 
@@ -101,8 +102,7 @@ class Without:
     def __init__(self, model: nn.Module, loss_fn: LossFn, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
         self.losses = Losses(model, loss_fn)
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self.state = {name: self._cast(tensor.detach()).contiguous() for name, tensor in named}
+        self.state = {name: self._cast(tensor.detach()).contiguous() for name, tensor in named(model)}
         self.mapped = True
         self.owners = _sole_owners(model)
         self.calls: dict[nn.Module, int] = {}

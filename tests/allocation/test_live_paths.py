@@ -10,7 +10,7 @@ import torch
 from test_graph import masks_of, outputs, traced
 from torch import nn
 
-from snipkern.allocation import graph as module
+from snipkern.allocation import watch as module
 from snipkern.allocation.channels import Outside, Unknown, layers_of
 from snipkern.allocation.flow import flows, seen_flows
 from snipkern.masks import Mask
