@@ -51,10 +51,10 @@ MASKS: dict[str, dict[str, Any]] = {
     "16x16 mix": {"block": (16, 16), "mix": 0.25},
     "32x32 mix": {"block": (32, 32), "mix": 0.25},
     "16x16 unbalanced": {"block": (16, 16), "balance": False, "order": False, "cascade": False},
-    "random": {"criterion": "random"},
-    "random balanced": {"criterion": "random", "balance": True},
-    "random 4x4": {"criterion": "random", "block": (4, 4)},
-    "random 16x16": {"criterion": "random", "block": (16, 16)},
+    "random": {"criterion": "snip-shuffled"},
+    "random balanced": {"criterion": "snip-shuffled", "balance": True},
+    "random 4x4": {"criterion": "snip-shuffled", "block": (4, 4)},
+    "random 16x16": {"criterion": "snip-shuffled", "block": (16, 16)},
     "ERK": {"scope": "erk"},
 }
 CONV_MASKS = ("dense", "element", "element balanced", "4x1", "4x4", "random 4x4")

@@ -12,7 +12,7 @@ from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
-from snipkern.scoring.gradients import score
+from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
 from snipkern.selection.select import select
 

@@ -8,10 +8,11 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snipkern import backends, optim, report
 from snipkern.allocation import Flow
+from snipkern.criteria.base import Update
 from snipkern.distributed import Team
 from snipkern.engine import choice as engines
 from snipkern.engine.workload import Call, workload
@@ -73,18 +74,63 @@ def layers_of(
     return layers
 
 
-def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any) -> Pruned:
-    """Prepares every conversion and checks everything, on all ranks, then changes the model."""
+def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any, update: Update | None = None) -> Pruned:
+    """Prepares every conversion and checks everything, on all ranks, then changes the model.
+
+    Args:
+        update: Makes the dense weights to go on with, from the masks; None: they stay.
+    """
     conversions = team.ranks.together(lambda: _prepared(pool, pruned, optimizer))
+    weights = {} if update is None else _updated(team, pool, pruned.masks, update)
     devices = {layer.work.device for layer in pruned.layers if layer.work and layer.engine in engines.SPARSE_ENGINES}
     missing = next((reason for device in devices if (reason := _missing(device))), None)
     if missing:
         warnings.warn(f"sparse layers run on the reference kernels, slower than dense: {missing}", stacklevel=4)
+    for change in conversions:
+        _set_(change, weights.get(id(change.before)))
     convert.apply_(team.model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     team.rewrap_()
     return Pruned(pruned.masks, pruned.layers, pruned.layouts)
+
+
+def _updated(team: Team, pool: list[Prunable], masks: Mapping[str, Mask], update: Update) -> dict[int, Tensor]:
+    """The dense weights to go on with, by the parameter's id, the same on all ranks.
+
+    Raises:
+        ValueError: For an unknown name, another shape, or a weight that is not finite.
+    """
+    parameters = {entry.fqn: entry.parameter for entry in pool}
+
+    def made() -> dict[str, Tensor]:
+        with torch.no_grad():
+            found = {name: weight.detach() for name, weight in update(masks).items()}
+            for name, weight in found.items():
+                if name not in parameters or weight.shape != parameters[name].shape:
+                    raise ValueError(
+                        f"prune: an update must be of pooled weights (got {list(weight.shape)} for {name!r})"
+                    )
+                if not weight.is_meta and not bool(weight.isfinite().all()):
+                    raise ValueError(f"prune: updated weights must be finite (got others in {name!r})")
+            return {name: found[name].to(parameter) for name, parameter in parameters.items() if name in found}
+
+    found = team.ranks.together(made)
+    if team.ranks.size > 1:
+        team.ranks.same(list(found), "all ranks must update the same weights")
+        found = {name: team.ranks.averaged(weight.clone()) for name, weight in found.items()}
+    return {id(parameters[name]): weight for name, weight in found.items()}
+
+
+@torch.no_grad()
+def _set_(change: convert.Conversion, weight: Tensor | None) -> None:
+    """Puts new dense weights where a conversion takes its values from."""
+    if weight is None or weight.is_meta:
+        return
+    if change.values is None or change.topology is None:
+        change.before.copy_(weight)
+    else:
+        change.values.copy_(weight.reshape(-1)[change.topology.flat_index(weight.device)])
 
 
 def _missing(device: torch.device) -> str:

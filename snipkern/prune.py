@@ -53,7 +53,7 @@ class Plan(Pruned):
         for entry in self.pool:
             if found.get(entry.fqn) is not entry.parameter:
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
-        return convert_(self.team, self.pool, self, self.optimizer)
+        return convert_(self.team, self.pool, self, self.optimizer, self.update)
 
 
 def plan(
@@ -126,25 +126,30 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
     Args:
         model: Dense, with initialised parameters. Its modules change class in place; it stays the same object.
         loader: Iterable of batches: ``(inputs, integer labels)``, mappings for a model that returns ``.loss``, or
-            anything that ``loss_fn`` takes.
+            anything that ``loss_fn`` takes. None will do for criteria that need no data; engines are then chosen, and
+            ``cascade`` goes, without knowing what feeds a layer.
         keep: Fraction of the pooled weights to keep, in (0, 1], or an int: their number. Exactly
             ``round(keep * N)`` are kept.
         sparsity: ``1 - keep``, as an alternative to it.
-        criterion: ``"snip"``: connection sensitivity ``|g * w|``. ``"random"``: a baseline, as many of each layer as
-            with ``"snip"``, but drawn by torch's random numbers.
+        criterion: What a weight is worth: a name or an instance of a class of :mod:`snipkern.criteria`, or of your own.
+            ``"snip"``: connection sensitivity ``|g * w|``; ``"magnitude"``: ``|w|``; ``"random"``: chance; ``"wanda"``:
+            ``|w|`` times the norm of its input; ``"snip-shuffled"``: as many of each layer as with ``"snip"``, but
+            drawn by chance.
         loss_fn: ``loss_fn(model, batch)`` -> scalar loss. Default: cross entropy, or the model's own loss.
-        batches: Batches whose gradients are averaged for scoring.
+        batches: Batches to score on; gradients are averaged over them.
         filter_fn: ``filter_fn(module, fqn)`` -> whether to pool that module's weights. Default: every trainable weight
             of two or more dimensions, but no embeddings, norms or biases.
         preset: ``"paper"``: as the published code does: biases pooled as well, scored on a fresh draw of the weights
-            (variance scaling) while training starts from the model's own.
+            (variance scaling) while training starts from the model's own. For ``criterion="snip"``.
         engine: ``"csr"``, ``"masked"``, ``"bsr"`` (with ``block``), ``"cover"`` (single weights by block kernels, in
             the blocks that hold any), or ``"auto"``: each layer's fastest by a cost model and, where that is not clear,
             by timing the layer for some milliseconds: near break-even two runs may differ (not under
             ``torch.use_deterministic_algorithms`` or with several ranks), but never in their masks.
         scope: How many weights each layer keeps. ``"global"``: as many as it has among the globally largest scores;
             ``"layer"``: the same share of each; ``"uniform"``: that, with the first layer dense; ``"erk"``: in
-            proportion to the sum of its dimensions. The best of each layer within that; the total stays exact.
+            proportion to the sum of its dimensions; ``"row"``: the same share of each output of each layer, or block
+            row. The best of each layer, or row, within that; the total stays exact. None: the criterion's own, which is
+            ``"row"`` for ``"wanda"`` and ``"global"`` for others unless they say so.
         block: Height and width, in output and input features: keep whole blocks, with the largest mean scores, instead
             of single weights. Layers of fewer than 4 blocks in height or width are pruned element-wise; where budgets
             of ``"global"`` are under one block per block row for most weights, ``"erk"`` is taken. A little less than
@@ -157,7 +162,8 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
         cascade: Inputs that nothing kept reaches score nothing, and outputs that nothing kept reads, as far as it can
             be seen what feeds a layer. Default: with blocks or balance.
         memory: ``"plain"``: all gradients at once, beside the weights. ``"stream"``: one gradient at a time, at the
-            price of two or more forward and backward passes over one batch; the masks are the same.
+            price of two or more forward and backward passes over one batch; the masks are the same. For ``"snip"``, and
+            criteria that make no gradients.
         process_group: Ranks that prune together, each with its own batches: gradients are averaged first, masks are the
             same on all. None: DDP's, or the default process group if it is initialised; False: each for itself.
         optimizer: One that already trains the model: its parameters and state move to the kept weights.
@@ -172,7 +178,8 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
         RuntimeError: Where a rank has failed otherwise, or not answered for the process group's time-out; no rank's
             model has changed.
 
-    Cost: one forward and backward per batch with a gradient for each pooled weight, and about one read of both.
+    Cost: with SNIP one forward and backward per batch with a gradient for each pooled weight, and about one read of
+    both.
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019.
     """

@@ -110,7 +110,11 @@ BAD_CALLS = {
         {"keep": None, "sparsity": 1.0},
         r"sparsity must be a fraction in \[0, 1\) \(got 1.0\)",
     ),
-    "criterion": (no_change, {"criterion": "magic"}, r"criterion must be one of snip, random \(got 'magic'\)"),
+    "criterion": (
+        no_change,
+        {"criterion": "magic"},
+        r"criterion must be one of snip, magnitude, .* Criterion \(got 'magic'\)",
+    ),
     "engine": (no_change, {"engine": "warp"}, r"engine must be one of auto, bsr, cover, csr, masked \(got 'warp'\)"),
     "preset": (no_change, {"preset": "mine"}, r"preset must be one of paper \(got 'mine'\)"),
     "preset with batches": (no_change, {"preset": "paper", "batches": 2}, r"preset='paper' scores one batch"),

@@ -17,6 +17,7 @@ from snipkern.allocation.options import Allocation
 from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
+from snipkern.ops.schema_saliency import SCORES, SNIP
 from snipkern.pool import Prunable
 from snipkern.selection.select import kept_count, select
 
@@ -101,7 +102,9 @@ class _Allocator:
         self.last: dict[str, tuple[tuple[object, ...], tuple[Mask, Layout | None]]] = {}
         kept = kept_count(sum(shape.numel() for shape in self.shapes.values()), keep)
         self.least = floors(self.shapes, kept, options.min_keep)
-        self.counts, self.selected = budgets(pairs, self.shapes, kept, options.scope, options.min_keep, self.order)
+        self.counts, self.selected = budgets(
+            pairs, self.shapes, kept, options.scope, options.min_keep, self.order, formula
+        )
         block = options.block
         self.blocked = {name for name, shape in self.shapes.items() if block is not None and has_blocks(shape, block)}
         if options.scope == "global" and self._too_few():
@@ -172,10 +175,11 @@ class _Allocator:
         if not blocked and self._is_selected(name, budget, live):
             return self.selected[name], None
         weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
+        score = SCORES[self.formula] if self.seed is None else SNIP
         if blocked:
             ordered = self.options.ordered() and name in self.linear
-            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name])
-        return element_mask(weight, gradient, live, budget, self.options.balance), None
+            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name], score)
+        return element_mask(weight, gradient, live, budget, self.options, score), None
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""

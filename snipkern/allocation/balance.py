@@ -10,17 +10,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GREEDY_LIMIT", "best", "greedy", "half_sinkhorn"]
+__all__ = ["GREEDY_LIMIT", "best", "greedy", "half_sinkhorn", "not_negative"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Sizes = NDArray[np.int64]
 SWEEPS = 3
 TINY = 1e-30
+# Of the smallest positive score: the largest that stands for one that is not.
+FAINT = 1e-6
 # In place of the value of what can't be kept (any more).
 OUT = -1.0
 # Kept blocks up to which the greedy choice takes about half a second.
 GREEDY_LIMIT = 1 << 13
+
+
+def not_negative(scores: Floats) -> Floats:
+    """The same scores, but those below zero less than all positive ones, in their order: for what divides them."""
+    least = float(scores.min(initial=0.0))
+    if least >= 0:
+        return scores
+    positive = scores[scores > 0]
+    unit = float(positive.min()) * FAINT if positive.size else 1.0
+    return np.where(scores > 0, scores, unit * (1 - scores / least))
 
 
 def half_sinkhorn(scores: Floats, sweeps: int = SWEEPS) -> Floats:

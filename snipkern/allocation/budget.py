@@ -27,6 +27,7 @@ def budgets(
     scope: str,
     min_keep: int | float | None,
     order: Sequence[str],
+    formula: str = "snip",
 ) -> tuple[dict[str, int], dict[str, Mask]]:
     """The number of weights that each parameter may keep; ``kept`` in all.
 
@@ -35,6 +36,7 @@ def budgets(
         shapes: Of each parameter.
         scope, min_keep: As in :class:`snipkern.allocation.options.Allocation`.
         order: The names in forward order.
+        formula: Of the scores.
 
     Returns:
         The budgets, and for ``"global"`` the masks they are counts of.
@@ -47,9 +49,9 @@ def budgets(
     """
     least = floors(shapes, kept, min_keep)
     if scope == "global":
-        masks = _global(pairs, shapes, kept, least)
+        masks = _global(pairs, shapes, kept, least, formula)
         return {name: mask.count() for name, mask in masks.items()}, masks
-    select(pairs, kept)  # says what is not finite
+    select(pairs, kept, score=formula)  # says what is not finite
     if scope == "erk":
         return erk(shapes, kept, least), {}
     sizes = {name: float(shape.numel()) for name, shape in shapes.items()}
@@ -113,13 +115,15 @@ class _Without(Pairs):
         return len(self.names)
 
 
-def _global(pairs: Pairs, shapes: Mapping[str, torch.Size], kept: int, least: Mapping[str, int]) -> dict[str, Mask]:
+def _global(
+    pairs: Pairs, shapes: Mapping[str, torch.Size], kept: int, least: Mapping[str, int], formula: str
+) -> dict[str, Mask]:
     """The largest scores of all, but of each parameter at least so many: the best such choice.
 
     A parameter that falls short of its floor keeps just that, and would still fall short if the others had less to
     share: it is left out, until none falls short.
     """
-    masks = select(pairs, kept)
+    masks = select(pairs, kept, score=formula)
     short: set[str] = set()
     while True:
         found = {name for name, mask in masks.items() if name not in short and mask.count() < least[name]}
@@ -128,10 +132,10 @@ def _global(pairs: Pairs, shapes: Mapping[str, torch.Size], kept: int, least: Ma
         short |= found
         rest = _Without(pairs, short)
         left = kept - sum(least[name] for name in short)
-        masks.update(select(rest, left) if left else {name: nothing(shapes[name]) for name in rest})
+        masks.update(select(rest, left, score=formula) if left else {name: nothing(shapes[name]) for name in rest})
     for name in pairs:  # in one order on all ranks
         if name in short:
-            masks[name] = select({name: pairs[name]}, least[name])[name]
+            masks[name] = select({name: pairs[name]}, least[name], score=formula)[name]
     return masks
 
 

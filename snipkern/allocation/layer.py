@@ -9,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from snipkern.allocation.balance import balanced, best
+from snipkern.allocation.balance import balanced, best, half_sinkhorn, not_negative
 from snipkern.allocation.budget import nothing
 from snipkern.allocation.options import Allocation
 from snipkern.allocation.order import bisected
+from snipkern.allocation.rows import best_of_rows, largest_of_rows
 from snipkern.allocation.scores import Grid, Live, Scales, block_sums, features, half_scales, largest, largest_outside
 from snipkern.layout import Layout
 from snipkern.masks import Mask
+from snipkern.ops.schema_saliency import SNIP
 
 __all__ = ["LEAST_BLOCKS", "block_mask", "element_mask", "has_blocks"]
 
@@ -32,19 +34,31 @@ def has_blocks(shape: torch.Size | tuple[int, ...], block: tuple[int, int]) -> b
     return all(count >= LEAST_BLOCKS or side == 1 for count, side in zip(grid, block, strict=True))
 
 
-def element_mask(weight: Tensor, gradient: Tensor, live: Live, budget: int, balance: bool) -> Mask:
+def element_mask(
+    weight: Tensor, gradient: Tensor, live: Live, budget: int, options: Allocation, score: int = SNIP
+) -> Mask:
     """The ``budget`` best single weights, exactly; those of dead rows and columns come last."""
     if budget == 0:
         return nothing(weight.shape)
-    return largest(weight, gradient, _scales(weight, gradient, live, balance and weight.dim() > 1), budget)
+    scales = _scales(weight, gradient, live, options.balance and weight.dim() > 1, score)
+    if options.scope == "row":
+        return largest_of_rows(weight, gradient, live, scales, budget, score)
+    return largest(weight, gradient, scales, budget, score)
 
 
-def _scales(weight: Tensor, gradient: Tensor, live: Live, balance: bool) -> Scales:
-    return half_scales(weight, gradient, live) if balance else live.scales(weight.device)
+def _scales(weight: Tensor, gradient: Tensor, live: Live, balance: bool, score: int) -> Scales:
+    return half_scales(weight, gradient, live, score=score) if balance else live.scales(weight.device)
 
 
 def block_mask(
-    weight: Tensor, gradient: Tensor, live: Live, budget: int, options: Allocation, ordered: bool, least: int = 0
+    weight: Tensor,
+    gradient: Tensor,
+    live: Live,
+    budget: int,
+    options: Allocation,
+    ordered: bool,
+    least: int = 0,
+    score: int = SNIP,
 ) -> tuple[Mask, Layout]:
     """Whole blocks, and with ``mix`` single weights beside them, within the budget or one block.
 
@@ -52,6 +66,7 @@ def block_mask(
         live: Rows that are read and columns that are reached. Blocks without any are not kept, but for the floor.
         ordered: Whether rows and columns may change places.
         least: A floor, from 0 to the weight's size: so many weights are kept whatever the budget.
+        score: What is made of weight and gradient.
 
     Returns:
         The mask and how it lies in blocks.
@@ -59,7 +74,7 @@ def block_mask(
     assert options.block is not None
     grid = Grid(weight.shape[0], weight.shape[1:].numel(), options.block)
     if ordered:
-        of_rows, of_cols = features(weight, gradient, live)
+        of_rows, of_cols = features(weight, gradient, live, score)
         height, width = options.block
         grid = replace(
             grid,
@@ -67,7 +82,7 @@ def block_mask(
             col_order=bisected(of_cols, width) if width > 1 else None,
         )
     sizes = grid.sizes()
-    sums = block_sums(weight, gradient, grid, live)
+    sums = block_sums(weight, gradient, grid, live, score)
     allowed = _living(grid, live)
     if least:
         enough = least + options.block[0] * options.block[1] - 1  # from which whole blocks make up the floor
@@ -77,16 +92,26 @@ def block_mask(
     in_blocks = budget - round(options.mix * budget)
     kept = np.zeros(grid.shape, dtype=np.bool_)
     if in_blocks:
-        choose = balanced if options.balance else best
-        kept = choose(sums / sizes, sizes, allowed, in_blocks)
+        kept = _chosen(sums / sizes, sizes, allowed, in_blocks, options)
     mask = Mask.from_dense(torch.from_numpy(grid.dense(kept)).view(weight.shape))
     singles = None
     if options.mix:
-        mask, singles = _with_singles(weight, gradient, live, mask, budget, options.balance)
+        mask, singles = _with_singles(weight, gradient, live, mask, budget, options, score)
     row_order, col_order = (
         None if order is None else torch.from_numpy(order) for order in (grid.row_order, grid.col_order)
     )
     return mask, Layout(options.block, row_order, col_order, singles)
+
+
+def _chosen(
+    means: NDArray[np.float64], sizes: NDArray[np.int64], allowed: NDArray[np.bool_], budget: int, options: Allocation
+) -> NDArray[np.bool_]:
+    """The blocks to keep, by their mean scores."""
+    if options.balance:
+        means = not_negative(means)
+    if options.scope == "row":  # rows are even by themselves
+        return best_of_rows(half_sinkhorn(means) if options.balance else means, sizes, allowed, budget)
+    return (balanced if options.balance else best)(means, sizes, allowed, budget)
 
 
 def _living(grid: Grid, live: Live) -> NDArray[np.bool_]:
@@ -103,11 +128,15 @@ def _living(grid: Grid, live: Live) -> NDArray[np.bool_]:
 
 
 def _with_singles(
-    weight: Tensor, gradient: Tensor, live: Live, blocks: Mask, budget: int, balance: bool
+    weight: Tensor, gradient: Tensor, live: Live, blocks: Mask, budget: int, options: Allocation, score: int
 ) -> tuple[Mask, Mask | None]:
     """The mask of blocks with the best single weights outside of them, and those alone."""
     count = min(budget, blocks.numel) - blocks.count()
     if count <= 0:
         return blocks, None
-    singles = largest_outside(weight, gradient, _scales(weight, gradient, live, balance), count, blocks)
+    scales = _scales(weight, gradient, live, options.balance, score)
+    if options.scope == "row":
+        singles = largest_of_rows(weight, gradient, live, scales, count, score, blocks)
+    else:
+        singles = largest_outside(weight, gradient, scales, count, blocks, score)
     return Mask(blocks.words | singles.words, blocks.shape), singles

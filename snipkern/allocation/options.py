@@ -10,7 +10,7 @@ from snipkern.options import one_of
 
 __all__ = ["ORDERED_SIDE", "SCOPES", "Allocation", "allocation"]
 
-SCOPES = ("global", "layer", "uniform", "erk")
+SCOPES = ("global", "layer", "uniform", "erk", "row")
 # Sides of blocks from which on rows and columns are reordered by themselves: smaller blocks gain little.
 ORDERED_SIDE = 16
 
@@ -22,7 +22,8 @@ class Allocation:
     Attributes:
         scope: How many weights each layer may keep. ``"global"``: as many as it has among the global largest scores;
             ``"layer"``: the same share of every layer; ``"uniform"``: the same, but the first layer dense; ``"erk"``:
-            in proportion to the sum of the weight's dimensions (Erdos-Renyi-Kernel). The total is exact for all.
+            in proportion to the sum of the weight's dimensions (Erdos-Renyi-Kernel); ``"row"``: as ``"layer"``, and
+            the same share of every row (output) within it, or block row. The total is exact for all.
         block: Height and width of kept blocks, in rows and columns of the weight as ``[shape[0], everything else]``.
         balance: Rows and columns share what a layer keeps, so that few of them die.
         order: Rows and columns that score alike come to lie in one block: ``"auto"`` for linear layers and blocks of

@@ -10,6 +10,7 @@ from snipkern.criteria.random import Random
 from snipkern.criteria.shuffled import Shuffled
 from snipkern.criteria.snip import Snip
 from snipkern.criteria.synflow import SynFlow
+from snipkern.criteria.wanda import Wanda
 
 __all__ = [
     "CRITERIA",
@@ -24,13 +25,14 @@ __all__ = [
     "Snip",
     "SynFlow",
     "Update",
+    "Wanda",
     "criterion_of",
 ]
 
 #: By the names that ``criterion=`` takes.
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
-    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), IterativeSnip(), Force(), SynFlow())
+    for criterion in (Snip(), Magnitude(), Random(), Shuffled(), Wanda(), IterativeSnip(), Force(), SynFlow())
 }
 
 

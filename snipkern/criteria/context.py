@@ -16,7 +16,15 @@ from snipkern.engine.workload import Call
 from snipkern.masks import Mask
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
-from snipkern.scoring.gradients import Differentiate, LossFn, first_of, gradients, noted_calls, preserved
+from snipkern.scoring.gradients import (
+    Differentiate,
+    LossFn,
+    first_of,
+    gradients,
+    noted_calls,
+    preserved,
+    require_batches,
+)
 from snipkern.selection.sources import Ranks
 
 if TYPE_CHECKING:
@@ -62,6 +70,9 @@ class Context:
     seeds: int = 0
     looked: bool = False
 
+    def __post_init__(self) -> None:
+        require_batches(self.batches)
+
     @property
     def loss_fn(self) -> LossFn:
         """``loss_fn(model, batch)`` -> scalar mean loss. Its first call is watched."""
@@ -105,7 +116,7 @@ class Context:
                 differentiate=self.differentiate,
                 **self.drawing,
             ).pairs
-        if self.ranks.size == 1 or self.differentiate:  # whose gradients are reduced already
+        if self.ranks.size == 1 or self.differentiate:  # shards are averaged when they are looked at
             return found
         self.ranks.exchanged(None)
         return {name: (weight, self.ranks.averaged(gradient)) for name, (weight, gradient) in found.items()}

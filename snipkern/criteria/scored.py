@@ -29,6 +29,8 @@ def scored(criterion: Criterion, on: Context) -> Scores:
     with preserved(on.model, on.loader):
         found = criterion.scores(on)
         pairs = checked(criterion.name, found, on.pool)
+        if on.differentiate and found.update is not None:
+            raise ValueError(f"{criterion.name}: the weights of a sharded model can't be updated (got an update)")
         on.look()
     for _ in range(on.seeds):  # so that the next call draws others
         torch.randint(2**62, ())

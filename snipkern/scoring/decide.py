@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,9 @@ def decided(
     ranks = team.ranks
     # A wrong number to keep is said before any scoring.
     kept = ranks.together(lambda: kept_count(_total(pool), keep))
-    settings = {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares, "criterion": criterion}
+    settings: dict[str, object] = {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares}
+    # Without addresses, which differ between processes.
+    settings["criterion"] = re.sub(" at 0x[0-9a-f]+", "", repr(criterion))
     require_same_weights(team, settings)
     try:
         found = _decided(team, pool, kept, shares, how, criterion)

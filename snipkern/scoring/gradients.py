@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from snipkern.engine.workload import Call
 from snipkern.parallel.shards import is_sharded
-from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.pool import Prunable
 from snipkern.scoring.backward import accumulated, recomputes
 from snipkern.scoring.randomness import random_states, set_random_states
 
-__all__ = ["Gradients", "gradients", "score"]
+__all__ = ["Gradients", "gradients"]
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 #: Makes gradients, or None where the loss does not reach, from a function that computes the loss of one batch.
@@ -115,8 +115,7 @@ def gradients(
 
     Cost: one forward and backward per batch; memory for one gradient per pooled weight (two with several batches).
     """
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
+    require_batches(batches)
     parameters = [entry.parameter for entry in pool]
 
     def by_autograd(loss_of: Callable[[], Tensor]) -> Sequence[Tensor | None]:
@@ -140,6 +139,12 @@ def gradients(
             total.div_(batches)
     result.pairs = {entry.fqn: (w, g) for entry, w, g in zip(pool, weights, sums, strict=True)}
     return result
+
+
+def require_batches(batches: object) -> None:
+    """That it is a number of batches."""
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise ValueError(f"score: batches must be a positive integer (got {batches!r})")
 
 
 def first_of(loader: Any, batches: int) -> Generator[Any]:
@@ -270,28 +275,3 @@ def variance_scaling(like: Tensor) -> Tensor:
     deviation = like.shape[1:].numel() ** -0.5 / 0.87962566103423978
     drawn = torch.empty_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
     return nn.init.trunc_normal_(drawn, std=deviation, a=-2 * deviation, b=2 * deviation).to(like.dtype)
-
-
-def score(
-    model: nn.Module,
-    loader: Iterable[Any],
-    *,
-    loss_fn: LossFn | None = None,
-    batches: int = 1,
-    filter_fn: FilterFn | None = None,
-    progress: bool = False,
-) -> dict[str, Tensor]:
-    """SNIP's connection sensitivity ``|g * w|`` of every pooled weight, as tensors to look at.
-
-    Selection never makes these: this is for looking at them, and costs a float32 copy of the model.
-
-    Args: as for :func:`snipkern.prune_`.
-
-    Returns:
-        ``{parameter name: float32 tensor of the parameter's shape}``, not normalised (the paper divides by their sum).
-
-    Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019, equations 5 and 6.
-    """
-    pool = prunable(model, filter_fn)
-    found = gradients(model, loader, pool, loss_fn=loss_fn, batches=batches, progress=progress).pairs
-    return {name: (weight.float() * gradient.float()).abs() for name, (weight, gradient) in found.items()}

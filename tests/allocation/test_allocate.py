@@ -114,8 +114,8 @@ def test_masks_do_not_depend_on_backend_or_threads(options, batch, restore_threa
         {"scope": "erk"},
         {"min_keep": 3},
         {"min_keep": 0.01, "balance": True},
-        {"criterion": "random"},
-        {"criterion": "random", "scope": "erk", "balance": True},
+        {"criterion": "snip-shuffled"},
+        {"criterion": "snip-shuffled", "scope": "erk", "balance": True},
         {"preset": "paper", "balance": True},
     ],
     ids=str,
@@ -204,14 +204,14 @@ def test_random_masks_share_the_budgets_and_follow_the_seed(batch):
     model = make_net()
     snip = sk.plan(model, batch, keep=0.1)
     torch.manual_seed(3)
-    first = sk.plan(model, batch, keep=0.1, criterion="random")
-    second = sk.plan(model, batch, keep=0.1, criterion="random")
+    first = sk.plan(model, batch, keep=0.1, criterion="snip-shuffled")
+    second = sk.plan(model, batch, keep=0.1, criterion="snip-shuffled")
     torch.manual_seed(3)
-    again = sk.plan(model, batch, keep=0.1, criterion="random")
+    again = sk.plan(model, batch, keep=0.1, criterion="snip-shuffled")
     assert first.masks == again.masks != second.masks
     for name, mask in snip.masks.items():
         assert first.masks[name].count() == mask.count() and first.masks[name] != mask
-    blocks = sk.plan(model, batch, keep=0.2, criterion="random", block=(4, 4), scope="layer")
+    blocks = sk.plan(model, batch, keep=0.2, criterion="snip-shuffled", block=(4, 4), scope="layer")
     degrees = blocks.masks["0.weight"].to_dense().view(24, 4, 16, 4)[:, 0, :, 0].sum(1)
     assert degrees.max() - degrees.min() <= 1  # regular
 

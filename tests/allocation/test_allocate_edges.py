@@ -70,7 +70,7 @@ def test_scores_that_overflow_are_the_largest(generator):
     for order in (False, True):
         mask, _ = block_mask(weight, gradient, Live(), 600, options, order)
         assert mask.to_dense()[5, 9] and mask.count() <= 600
-    assert element_mask(weight, gradient, Live(), 50, False).to_dense()[5, 9]
+    assert element_mask(weight, gradient, Live(), 50, allocation()).to_dense()[5, 9]
 
 
 @pytest.mark.parametrize("options", [{"block": (4, 1)}, {"balance": True}, {"scope": "erk"}], ids=str)

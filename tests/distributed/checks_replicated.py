@@ -35,7 +35,7 @@ def blocks_and_chance_are_the_same_on_all_ranks():
     assert sk.plan(build(), [batch()], 0.3, **options).masks == expected
     model = build()
     torch.manual_seed(dist.get_rank())
-    sk.plan(model, [batch()], 0.3, criterion="random", min_keep=2)
+    sk.plan(model, [batch()], 0.3, criterion="snip-shuffled", min_keep=2)
 
 
 def gradients_are_averaged_before_scores():

@@ -14,6 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from checks_criteria import (
+    a_criterion_that_fails_on_one_rank_fails_on_all,
+    every_criterion_finds_the_masks_of_one_process,
+    fsdp_scores_magnitudes_and_chance,
+    updates_are_the_same_on_all_ranks,
+)
 from checks_failing import (
     a_bad_gradient_in_one_shard_fails_everywhere,
     a_part_of_the_ranks_prunes_by_itself,
@@ -71,8 +77,12 @@ FOR_TWO = (
     fsdp_after_pruning_trains_like_one_process,
     fsdp_refuses_what_it_cannot_convert,
     fsdp_refuses_gradients_that_are_not_reduced,
+    every_criterion_finds_the_masks_of_one_process,
+    updates_are_the_same_on_all_ranks,
+    fsdp_scores_magnitudes_and_chance,
     a_rank_that_fails_among_shared_out_layers_fails_all,
     a_sharded_loss_that_raises_everywhere_leaves_shards,
+    a_criterion_that_fails_on_one_rank_fails_on_all,
 )
 FOR_SEVERAL = (
     what_fails_on_one_rank_fails_on_all,

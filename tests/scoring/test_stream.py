@@ -154,7 +154,10 @@ BAD = {
         r"prune: memory='stream' goes with the plain global selection alone \(got block=\(2, 2\), balance=True, .*\)",
     ),
     "floor": ({"min_keep": 1}, r"prune: memory='stream' goes with .* alone \(got min_keep=1\)"),
-    "random": ({"criterion": "random"}, r"prune: memory='stream' goes with .* alone \(got criterion='random'\)"),
+    "random": (
+        {"criterion": "snip-shuffled"},
+        r"prune: memory='stream' goes with criterion='snip' \(got criterion='snip-shuffled'\)",
+    ),
     "empty": ({"loader": []}, r"score: loader must yield at least 1 batch \(got an empty loader\)"),
     "memory": ({"memory": "disk"}, r"prune: memory must be one of plain, stream \(got 'disk'\)"),
 }
