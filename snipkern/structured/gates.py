@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def learned_gates(
     optimizer = torch.optim.Adam(gates, lr=lr)
     loss_module = _Loss(model, loss_fn or default_loss)
     frozen = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    if epochs > 1 and iter(loader) is loader:
+    if epochs > 1 and isinstance(loader, Iterator):  # to ask iter() for it would draw random numbers
         raise ValueError(f"from_scratch: loader must be iterable once for each epoch (got {type(loader).__name__})")
     with preserved(model, loader), torch.enable_grad():
         model.train()

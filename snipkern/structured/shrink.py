@@ -266,7 +266,7 @@ def _masks_left(
             shape = entry.parameter.shape
             cols = columns(trace, entry.fqn, shape, kept)
             depthwise = is_depthwise(trace.graph, entry.fqn, shape)
-            inputs = None if depthwise else np.flatnonzero(cols.reshape(-1))
+            inputs = None if depthwise or cols.all() else np.flatnonzero(cols.reshape(-1))
             pick = picker(np.flatnonzero(kept[entry.fqn]), inputs, torch.device("cpu"))
             mask = Mask.from_dense(pick(mask.to_dense()))
         if mask.count() < mask.numel:
