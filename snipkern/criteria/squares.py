@@ -10,4 +10,5 @@ __all__ = ["squares"]
 
 def squares(x: Tensor) -> Tensor:
     """Sums over everything but the last dimension, float64 ``[features]``."""
-    return torch.linalg.vector_norm(x.reshape(-1, x.shape[-1]), dim=0, dtype=torch.float64).square_()
+    x = x[None] if x.dim() == 1 else x
+    return torch.linalg.vector_norm(x, dim=tuple(range(x.dim() - 1)), dtype=torch.float64).square_()

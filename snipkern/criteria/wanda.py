@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from snipkern.criteria.base import Criterion, Scores
 from snipkern.criteria.context import Context
 from snipkern.criteria.inputs import Inputs, spread
@@ -34,10 +37,11 @@ class Wanda(Criterion):
         with on.evaluating(), inputs.watched():
             for batch in on.given():
                 on.loss_fn(on.model, batch)
-        pairs = {}
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
         weights = on.weights()
         for name, sums in inputs.checked(self.name).items():
-            # The norm over all ranks' batches together.
-            norms = on.averaged(sums).mul(on.ranks.size).sqrt().to(weights[name])
-            pairs[name] = weights[name], spread(norms, weights[name].shape)
+            weight = weights[name]
+            # The norm over all ranks' batches together; in float32, since float16 ends at 65504.
+            norms = on.averaged(sums).mul(on.ranks.size).sqrt().to(weight.device, torch.float32)
+            pairs[name] = weight, spread(norms, weight.shape)
         return Scores(pairs)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 
 import pytest
 import torch
 from naive import NETS, data_for, gradients_of, require_best
 from test_prune_errors import assert_untouched, snapshot
+from torch import nn
 
 import snipkern as sk
 from snipkern.allocation import SCOPES
 from snipkern.criteria import CRITERIA, Criterion, Random, Scores, Shuffled, Snip, criterion_of
+from snipkern.testing import peak_allocated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -266,3 +269,17 @@ def test_bad_calls(name):
     with pytest.raises(ValueError, match=message):
         sk.prune_(model, **{"loader": None, "keep": 0.2, **options})
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_no_copy_of_all_scores_is_made(criterion):
+    model = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(8)))
+    layer = 4 * 512 * 512
+    tracemalloc.start()  # of what numpy draws
+    try:
+        tensors = peak_allocated(lambda: sk.plan(model, None, keep=0.1, criterion=criterion, engine="masked"))
+        drawn = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Masks and candidates; of random scores those of a layer, and of the one before.
+    assert tensors < 1.5 * layer and (drawn < layer if criterion == "magnitude" else layer < drawn < 3 * layer)
