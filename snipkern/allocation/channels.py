@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Channels",
+    "Concatenation",
     "Constant",
     "Gated",
-    "Concatenation",
     "Outputs",
     "Outside",
     "Repetition",

@@ -21,8 +21,8 @@ from snipkern.allocation.channels import (
     size,
     united,
 )
-from snipkern.allocation.functions import LAYERS, UNITING
 from snipkern.allocation.following import Given, Origin
+from snipkern.allocation.functions import LAYERS, UNITING
 from snipkern.allocation.graph import Graph
 from snipkern.allocation.watch import Watch
 from snipkern.pool import Prunable
@@ -94,7 +94,7 @@ def _unions(channels: Channels) -> list[Channels]:
 
 
 class _Notes(Watch):
-    """The watch of :mod:`snipkern.allocation.graph`, which also notes what a :class:`Trace` tells."""
+    """The watch of :mod:`snipkern.allocation.watch`, which also notes what a :class:`Trace` tells."""
 
     def __init__(self, pool: Sequence[Prunable]) -> None:
         super().__init__(pool)
@@ -120,6 +120,11 @@ class _Notes(Watch):
                 times = results[0].numel() // max(weight.shape[0], 1)
                 self.trace.positions[pooled] = self.trace.positions.get(pooled, 0) + times
         return super()._origin(name, args, kwargs, given, results)
+
+    def _recurrent(
+        self, name: str, args: Sequence[Any], given: list[Given], results: list[Tensor]
+    ) -> list[Origin | None] | None:
+        return None  # hidden units stay, all of them: gates, states and projections share each
 
     @contextmanager
     def modules(self, model: nn.Module) -> Generator[None]:
@@ -178,6 +183,8 @@ def traced(
         (notes.trace.batch,) = first_of(loader, 1)
         with notes:
             loss = (loss_fn or default_loss)(model, notes.trace.batch)
+        if notes.failed:
+            raise ValueError(f"{op}: the model must be one that can be watched (got {notes.failed})")
         notes.trace.loss = float(checked_loss(loss, pool).detach())
     shapes = {entry.fqn: entry.parameter.shape for entry in pool}
     for name, calls in notes.graph.inputs.items():
