@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from snipkern.ops.schema_saliency import SCORES
 from snipkern.options import loader_of
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.scoring.gradients import LossFn, default_loss
+from snipkern.scoring.left import Left, require_left
 from snipkern.selection.select import kept_count
 
 __all__ = ["Agreement", "Comparison", "compare", "spearman"]
@@ -93,7 +94,7 @@ class Comparison:
 def compare(
     model: nn.Module,
     loader: Iterable[Any] | None,
-    criteria: Sequence[str | Criterion] = ("snip", "grasp", "obd", "magnitude", "random"),
+    criteria: str | Criterion | Sequence[str | Criterion] = ("snip", "grasp", "obd", "magnitude", "random"),
     *,
     against: str | Criterion = "leave-one-out",
     keep: float | int = 0.05,
@@ -109,10 +110,11 @@ def compare(
     parameter, and how much of what the yardstick keeps it would keep. The model is left as it is.
 
     Args:
-        criteria: Names or instances.
+        model: Dense, or pruned: what is left of it is compared then.
+        criteria: Names or instances, or one of these.
         against: The yardstick. ``"leave-one-out"`` needs a small net; see :class:`~snipkern.criteria.LeaveOneOut`.
         keep: Fraction or number of weights; each criterion shares them out by its own default (``"global"`` for most).
-        model, loader, loss_fn, batches, filter_fn, process_group, progress: As for :func:`snipkern.prune_`; the loader
+        loader, loss_fn, batches, filter_fn, process_group, progress: As for :func:`snipkern.prune_`; the loader
             is read once for each criterion and must yield the same batches each time.
 
     Returns:
@@ -124,7 +126,8 @@ def compare(
     Cost: that of each criterion and of the yardstick; memory for the scores of two of them, and some ranks in float64.
     """
     yardstick = criterion_of(against)
-    chosen = [criterion_of(criterion) for criterion in criteria]
+    given = [criteria] if isinstance(criteria, (str, Criterion)) else criteria
+    chosen = [criterion_of(criterion) for criterion in given]
     if not chosen or len({_label(criterion) for criterion in chosen}) < len(chosen):
         raise ValueError(
             f"compare: criteria must be one or more, each of them once (got {', '.join(map(_label, chosen)) or 'none'})"
@@ -133,12 +136,16 @@ def compare(
         raise ValueError(f"compare: against must be a criterion with scores of its own (got {_label(yardstick)})")
     for criterion in (yardstick, *chosen):
         loader_of(loader, core(criterion).name, core(criterion).needs_data)
+    if isinstance(loader, Iterator):
+        raise ValueError(
+            f"compare: loader must be iterable once for each criterion, such as a list (got {type(loader).__name__})"
+        )
     team = team_of(model, process_group)
     if team.sharded:
         raise ValueError("compare: the model must not be sharded; compare before fully_shard (got one with DTensors)")
     pool = team.ranks.together(lambda: prunable(team.model, filter_fn))
-    total = sum(entry.parameter.numel() for entry in pool)
-    kept = team.ranks.together(lambda: kept_count(total, keep))
+    total = sum(entry.shape.numel() for entry in pool)
+    kept = team.ranks.together(lambda: _kept(pool, total, keep))
 
     def seen(criterion: Criterion) -> tuple[dict[str, Tensor] | None, Mapping[str, Mask]]:
         return _seen(team, pool, criterion, Looking(loader, loss_fn or default_loss, batches, kept, progress))
@@ -147,6 +154,12 @@ def compare(
     assert ours is not None
     rows = [row for criterion in chosen for row in _agreements(_label(criterion), *seen(criterion), ours, masks)]
     return Comparison(_label(yardstick), kept / total, rows)
+
+
+def _kept(pool: list[Prunable], total: int, keep: float | int) -> int:
+    kept = kept_count(total, keep)
+    require_left(pool, kept, total)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,8 @@ def _seen(
     masks = ranks.together(lambda: allocate(found.pairs, pool, by.kept, shares, on.graph, chance, found.formula)).masks
     if chance is not None:
         return None, masks
-    return {name: scores_of(*pair, SCORES[found.formula]).cpu() for name, pair in found.pairs.items()}, masks
+    left = Left(found.pairs, pool)
+    return {name: scores_of(*pair, SCORES[found.formula]).cpu() for name, pair in left.items()}, masks
 
 
 def _agreements(
@@ -232,7 +246,8 @@ def _label(criterion: Criterion) -> str:
 
 
 def _table(found: Comparison) -> str:
-    title = f"criteria against {found.against}, {found.keep:.2%} kept (chance: {found.keep:.2%} in common)"
+    chance = found.rows[0].wanted / found.rows[0].numel  # of what is left, where the model is pruned already
+    title = f"criteria against {found.against}, {found.keep:.2%} kept (chance: {chance:.2%} in common)"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     grid.add_column("criterion", overflow="fold")
     grid.add_column("parameter", overflow="fold")

@@ -37,7 +37,12 @@ def masked_pool(model: nn.Module, masks: Mapping[str, Mask]) -> list[Prunable]:
     for parameter in parameters.values():
         counts[id(parameter)] = counts.get(id(parameter), 0) + 1
     pool: list[Prunable] = []
+    pruned = convert.masks(model)
     for name, mask in masks.items():
+        if name in pruned:
+            raise ValueError(
+                f"sparsify_: weights must not be pruned yet; call prune_ again, or to_dense_ first (got {name!r})"
+            )
         if name not in parameters:
             raise ValueError(f"sparsify_: masks must name parameters of the dense model (got {name!r})")
         convert.require_mask("sparsify_", name, mask, parameters[name].shape)

@@ -19,7 +19,7 @@ from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology
 
-__all__ = ["Prunable", "prunable"]
+__all__ = ["Prunable", "prunable", "require_dense"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -140,6 +140,20 @@ def prunable(
             f" (got none with {chosen} in {type(model).__name__})"
         )
     return pool
+
+
+def require_dense(op: str, model: nn.Module) -> None:
+    """That nothing of a model is pruned.
+
+    Raises:
+        ValueError: It names what is.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, SparseModule) or guards(module):
+            raise ValueError(
+                f"{op}: the model must be dense; make it so by snipkern.to_dense_(model) (got a pruned"
+                f" {type(module).__name__}, {path or 'the model itself'})"
+            )
 
 
 def _is_pooled(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
+from again import ENGINES, best_left, dense_of, require_nested, snip_scores, total
 from nets import make_cnn, make_mlp
 from torch import nn
 
@@ -17,47 +17,19 @@ from snipkern.criteria import Criterion, Scores
 from snipkern.ops.schema_saliency import SCORES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ENGINES = ["csr", "masked"]
 
 
-def total(model: nn.Module) -> int:
-    return sum(mask.numel for mask in sk.masks(model).values())
-
-
-def dense_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    found = sk.dense_state_dict(model)
-    return {name: found[name].clone() for name in sk.masks(model)}
-
-
-def require_nested(after: dict[str, sk.Mask], before: dict[str, sk.Mask]) -> None:
-    assert after.keys() == before.keys()
-    for name, mask in after.items():
-        assert not (mask.words & ~before[name].words).any(), name
-
-
-def best_left(scores: dict[str, torch.Tensor], held: dict[str, sk.Mask], kept: int) -> dict[str, torch.Tensor]:
-    """The first by (score, parameter, index) among what is left: a sort of all scores."""
-    left = torch.cat([held[name].to_dense().flatten() for name in scores])
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    places = left.nonzero()[:, 0]
-    chosen = torch.zeros_like(left)
-    chosen[places[flat[places].sort(descending=True, stable=True).indices[:kept]]] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view(scores[name].shape) for (name, part) in zip(scores, parts, strict=True)}
-
-
-def snip_scores(model: nn.Module, batch) -> dict[str, torch.Tensor]:
-    """|g * w| of a dense copy, with autograd alone."""
-    names = list(sk.masks(model))
-    dense = sk.to_dense_(copy.deepcopy(model)).eval()
-    weights = dict(dense.named_parameters())
-    found = torch.autograd.grad(F.cross_entropy(dense(batch[0]), batch[1]), [weights[name] for name in names])
-    return {name: (g * weights[name].detach()).abs() for name, g in zip(names, found, strict=True)}
-
-
-@pytest.mark.parametrize("first", [*ENGINES, "auto"])
-@pytest.mark.parametrize("second", ENGINES)
-@pytest.mark.parametrize("make, data", [(make_mlp, "vectors"), (make_cnn, "images")])
+@pytest.mark.parametrize(
+    "first, second, make, data",
+    [
+        ("csr", "csr", make_mlp, "vectors"),
+        ("masked", "masked", make_mlp, "vectors"),
+        ("csr", "masked", make_mlp, "vectors"),
+        ("auto", "csr", make_mlp, "vectors"),
+        ("csr", "csr", make_cnn, "images"),
+        ("masked", "csr", make_cnn, "images"),
+    ],
+)
 def test_snip_again_is_the_top_of_what_is_left(first, second, make, data, request):
     batches = request.getfixturevalue(data)
     model = make().double()  # so that the oracle's sums are the model's, but for rounding far below float32
@@ -83,7 +55,7 @@ def test_snip_again_is_the_top_of_what_is_left(first, second, make, data, reques
 @pytest.mark.parametrize("engine", ENGINES)
 def test_other_criteria_keep_a_part_of_what_is_left(criterion, engine, mlp, vectors):
     counts = []
-    for keep in (0.6, 0.3, 0.1, 0.01):
+    for keep in (0.6, 0.1):
         before = sk.masks(mlp)
         pruned = sk.prune_(mlp, vectors, keep=keep, criterion=criterion, engine=engine)
         assert pruned.kept == round(keep * 1306) == sum(mask.count() for mask in sk.masks(mlp).values())
@@ -95,13 +67,15 @@ def test_other_criteria_keep_a_part_of_what_is_left(criterion, engine, mlp, vect
 
 @pytest.mark.parametrize("criterion", sk.criteria.CRITERIA)
 def test_every_criterion_comes_to_the_same_whatever_layers_compute_with(criterion, vectors):
-    data, masks = [(x.double(), y) for x, y in vectors], []
+    data, masks = [(x[:4, :6].double(), y[:4]) for x, y in vectors], []
+    if criterion == "synflow":
+        criterion = sk.criteria.SynFlow(rounds=5)
     for engine in ENGINES:
         torch.manual_seed(0)
-        model = make_mlp().double()
+        model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 5)).double()
         before = sk.prune_(model, data, keep=0.5, engine=engine).masks
         found = sk.prune_(model, data, keep=0.2, engine=engine, criterion=criterion)
-        assert found.kept == 261
+        assert found.kept == round(0.2 * 99)
         require_nested(found.masks, before)
         masks.append(found.masks)
     # OBS takes blocks of weights that follow each other in what is stored.
@@ -133,10 +107,21 @@ class Given(Criterion):
         return Scores({name: (weights[name], self.others[name]) for name in weights}, self.formula)
 
 
-@pytest.mark.parametrize("formula", ["snip", "magnitude", "obd", "signed"])
-@pytest.mark.parametrize("sign", [-1.0, 0.0])
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("options", [{}, {"scope": "layer"}, {"balance": True}, {"scope": "row"}, {"min_keep": 30}])
+SHARED_OUT = [{"scope": "layer"}, {"balance": True}, {"scope": "row"}, {"min_keep": 30}]
+
+
+@pytest.mark.parametrize(
+    "formula, sign, engine, options",
+    [
+        *((formula, sign, engine, {}) for formula in SCORES for sign in (-1.0, 0.0) for engine in ENGINES),
+        *(
+            (formula, sign, "csr", options)
+            for formula, sign in (("snip", 0.0), ("signed", -1.0))
+            for options in SHARED_OUT
+        ),
+        *(("signed", -1.0, "masked", options) for options in SHARED_OUT),
+    ],
+)
 def test_what_is_pruned_loses_against_scores_of_zero_and_below(formula, sign, engine, options, mlp, vectors):
     sk.prune_(mlp, vectors, keep=0.4, engine=engine)
     with torch.no_grad():
@@ -169,9 +154,9 @@ def test_formulas_are_all_tried():
 
 @pytest.mark.parametrize("scope", ["layer", "erk", "row", "uniform"])
 def test_scopes_share_out_all_weights_but_at_most_what_is_left(scope, mlp, vectors):
-    sk.prune_(mlp, vectors, keep=0.6)
+    sk.prune_(mlp, vectors, keep=0.6, engine="csr")
     before = sk.masks(mlp)
-    pruned = sk.prune_(mlp, vectors, keep=0.55, scope=scope)
+    pruned = sk.prune_(mlp, vectors, keep=0.55, scope=scope, engine="csr")
     assert pruned.kept == round(0.55 * 1306)
     require_nested(sk.masks(mlp), before)
     if scope == "uniform":
@@ -179,8 +164,8 @@ def test_scopes_share_out_all_weights_but_at_most_what_is_left(scope, mlp, vecto
 
 
 def test_floors_are_shares_of_all_weights(mlp, vectors):
-    sk.prune_(mlp, vectors, keep=0.4, min_keep=0.2)
-    sk.prune_(mlp, vectors, keep=0.15, min_keep=0.1)
+    sk.prune_(mlp, vectors, keep=0.4, min_keep=0.2, engine="csr")
+    sk.prune_(mlp, vectors, keep=0.15, min_keep=0.1, engine="csr")
     assert sk.masks(mlp)["4.weight"].count() >= 9
     assert sum(mask.count() for mask in sk.masks(mlp).values()) == round(0.15 * 1306)
 
@@ -188,8 +173,8 @@ def test_floors_are_shares_of_all_weights(mlp, vectors):
 def test_streamed_gradients_give_the_same_masks(cnn, images):
     sk.prune_(cnn, images, keep=0.5, engine="csr")
     assert {layer.engine for layer in sk.plan(cnn, images, keep=0.4, engine="csr").layers} == {"csr", "masked"}
-    plain = sk.plan(cnn, images, keep=0.2).masks
-    assert sk.plan(cnn, images, keep=0.2, memory="stream").masks == plain
+    plain = sk.plan(cnn, images, keep=0.2, engine="csr").masks
+    assert sk.plan(cnn, images, keep=0.2, memory="stream", engine="csr").masks == plain
 
 
 def test_plan_changes_nothing_and_is_for_one_state(mlp, vectors):
@@ -233,81 +218,6 @@ def test_an_optimizer_that_trains_something_else_is_refused(mlp, vectors):
     assert sk.masks(mlp) == masks
 
 
-OPTIMIZERS = {
-    "momentum": lambda named: torch.optim.SGD(named, lr=0.1, momentum=0.9),
-    "amsgrad": lambda named: torch.optim.AdamW(named, amsgrad=True),
-    "rprop": lambda named: torch.optim.Rprop(named),
-}
-
-
-@pytest.mark.parametrize("first", ENGINES)
-@pytest.mark.parametrize("second", ENGINES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_state_and_gradients_move_along(first, second, name, vectors):
-    model = make_mlp()
-    optimizer = OPTIMIZERS[name](model.named_parameters())
-    sk.prune_(model, vectors, keep=0.5, engine=first, optimizer=optimizer)
-    for inputs, labels in vectors:
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-
-    def spread(tensor: torch.Tensor, mask: sk.Mask) -> torch.Tensor:
-        dense = torch.zeros(mask.shape)
-        dense[mask.to_dense()] = tensor if tensor.dim() == 1 else tensor[mask.to_dense()]
-        return dense
-
-    def moments() -> dict[str, torch.Tensor]:
-        """Of the first layer's weight, as dense tensors, its gradient among them."""
-        mask, parameter = sk.masks(model)["0.weight"], next(model[0].parameters())
-        found = {key: value for key, value in optimizer.state[parameter].items() if torch.is_tensor(value)}
-        assert all(value.shape == parameter.shape for value in found.values() if value.dim())
-        found["grad"] = parameter.grad
-        return {key: spread(value, mask) if value.dim() else value.clone() for key, value in found.items()}
-
-    before = moments()
-    assert len(before) > 1
-    sk.prune_(model, vectors, keep=0.2, engine=second, optimizer=optimizer)
-    after, mask = moments(), sk.masks(model)["0.weight"].to_dense()
-    assert after.keys() == before.keys()
-    for key, value in before.items():
-        assert torch.equal(after[key], value * mask if value.dim() else value), key
-    names = optimizer.param_groups[0]["param_names"]
-    assert names == [key for key, _ in model.named_parameters()]
-    held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
-    assert held == {id(parameter) for parameter in model.parameters()} and set(map(id, optimizer.state)) <= held
-    optimizer.step()
-    assert sk.masks(model)["0.weight"].to_dense().sum() == torch.count_nonzero(dense_of(model)["0.weight"])
-
-
-@pytest.mark.parametrize("first, second", [("csr", "csr"), ("masked", "csr"), ("csr", "masked"), ("masked", "masked")])
-def test_hooks_copies_state_dicts_and_compiled_models_survive(first, second, mlp, vectors):
-    seen = []
-    mlp[0].register_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
-    sk.prune_(mlp, vectors, keep=0.5, engine=first)
-    compiled = torch.compile(mlp, backend="eager")
-    compiled(vectors[0][0])
-    sk.prune_(mlp, vectors, keep=0.2, engine=second)
-    want = mlp(vectors[0][0])
-    torch.testing.assert_close(compiled(vectors[0][0]), want)
-    torch.testing.assert_close(copy.deepcopy(mlp)(vectors[0][0]), want)
-    assert seen[-1] == ("SparseLinear" if second == "csr" else "Linear")
-    twin = sk.load_(make_mlp(), mlp.state_dict())
-    torch.testing.assert_close(twin(vectors[0][0]), want)
-    assert sk.masks(twin) == sk.masks(mlp)
-    sk.prune_(twin, vectors, keep=0.1)
-    require_nested(sk.masks(twin), sk.masks(mlp))
-
-
-def test_hooks_on_parameters_are_named_but_not_those_of_guards(mlp, vectors, recwarn):
-    sk.prune_(mlp, vectors, keep=0.5, engine="masked")
-    sk.prune_(mlp, vectors, keep=0.4, engine="csr")
-    assert not recwarn
-    mlp[0].weight_values.register_hook(lambda gradient: gradient)
-    with pytest.warns(UserWarning, match=r"Linear.weight: hooks on the parameter are not carried over"):
-        sk.prune_(mlp, vectors, keep=0.3, engine="csr")
-
-
 def test_frozen_and_filtered_weights_stay_as_they_are(mlp, vectors):
     sk.prune_(mlp, vectors, keep=0.5, engine="csr")
     mlp[4].weight_values.requires_grad_(False)
@@ -340,8 +250,8 @@ def test_tied_weights(vectors):
 
     model = Tied()
     data = [(x, y % 5) for x, y in vectors]
-    sk.prune_(model, data, keep=0.5)
-    sk.prune_(model, data, keep=0.1)
+    sk.prune_(model, data, keep=0.5, engine="csr")
+    sk.prune_(model, data, keep=0.1, engine="csr")
     assert list(sk.masks(model)) == ["up.weight"] and sk.masks(model)["up.weight"].count() == 40
     assert model.down.weight is model.up.weight and torch.count_nonzero(model.down.weight) == 40
 

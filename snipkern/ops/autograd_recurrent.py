@@ -98,8 +98,10 @@ def backward_backward(ctx: Any, *of_grads: Tensor | None) -> Gradients:
 
 
 def differentiated(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, or what can be differentiated in its place."""
-    return tensor if tensor is None or tensor.requires_grad else tensor.detach().requires_grad_()
+    """The tensor under another name, so that derivatives by it leave out what it and the others are made of."""
+    if tensor is None:
+        return None
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def layer(tensors: list[Any], mode: int, reverse: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -42,6 +42,7 @@ def score(
     Args:
         model, loader, criterion, loss_fn, batches, filter_fn, progress: As for :func:`snipkern.prune_`.
         keep: Fraction or number that is to be kept, for criteria whose scores depend on it: those that go in rounds.
+            Of a pruned model at most what is left.
 
     Returns:
         ``{parameter name: float32 tensor of the dense weight's shape}``: the larger, the better to keep; 0 for what is
@@ -56,6 +57,7 @@ def score(
     loader_of(loader, looked.name, looked.needs_data)
     pool = prunable(model, filter_fn)
     kept = kept_count(sum(entry.shape.numel() for entry in pool), keep_of(keep, None))
+    kept = min(kept, sum(entry.left for entry in pool))
     shares = allocation(scope=looked.scope)
     loss = loss_fn or default_loss
     found = scored(looked, Context(model, pool, loader, loss, batches, kept, shares, Alone(), progress))

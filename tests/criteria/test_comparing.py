@@ -131,3 +131,27 @@ def test_without_data():
     assert sk.compare(model, None, [Random()], against="magnitude", keep=0.5).overall["random"].numel == 32
     with pytest.raises(ValueError, match="loader"):
         sk.compare(model, None, ["snip"], against="magnitude")
+
+
+@pytest.mark.parametrize("engine", ["csr", "masked"])
+def test_a_pruned_model_is_compared_by_what_is_left(engine, mlp, vectors):
+    sk.prune_(mlp, vectors, keep=0.5, engine=engine)
+    left = sum(mask.count() for mask in sk.masks(mlp).values())
+    found = sk.compare(mlp, vectors, ("snip", "random", "snip-shuffled"), against="magnitude", keep=0.2)
+    total = found.overall["snip"]
+    assert (total.numel, total.kept, total.wanted) == (left, 261, 261)
+    scores = [sk.score(mlp, vectors, criterion=name) for name in ("snip", "magnitude")]
+    kept = {name: mask.to_dense() for name, mask in sk.masks(mlp).items()}
+    ours, theirs = (torch.cat([each[name][kept[name]] for name in kept]) for each in scores)
+    assert total.spearman == pytest.approx(spearman(ours, theirs))
+    assert "chance: 39.97% in common" in str(found)
+    with pytest.raises(ValueError, match="keep must be at most what is left"):
+        sk.compare(mlp, vectors, "snip", against="magnitude", keep=0.7)
+
+
+def test_loaders_that_are_used_up_are_refused(mlp, vectors):
+    with pytest.raises(
+        ValueError, match=r"compare: loader must be iterable once for each criterion \(got list_iterator\)"
+    ):
+        sk.compare(mlp, iter(vectors), "snip", against="magnitude")
+    assert list(sk.compare(mlp, vectors, "snip", against="magnitude").overall) == ["snip"]
