@@ -151,7 +151,7 @@ def require_dense(op: str, model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, SparseModule) or guards(module):
             raise ValueError(
-                f"{op}: the model must be dense; make it so by snipkern.to_dense_(model) (got a pruned"
+                f"{op}: the model must not be pruned yet; make it dense by snipkern.to_dense_(model) (got a pruned"
                 f" {type(module).__name__}, {path or 'the model itself'})"
             )
 

@@ -268,7 +268,7 @@ def test_pruned_models_are_refused(engine, mlp, vectors):
     sk.prune_(mlp, vectors, keep=0.5, engine=engine, optimizer=optimizer)
     masks = sk.masks(mlp)
     before = {name: tensor.clone() for name, tensor in mlp.state_dict().items()}
-    dense = r"the model must be dense; make it so by snipkern.to_dense_\(model\) \(got a pruned \w+, 0\)"
+    dense = r"the model must not be pruned yet; make it dense by snipkern.to_dense_\(model\) \(got a pruned \w+, 0\)"
     for penalty in (sk.penalties.L1(0.1), sk.penalties.GroupLasso(0.1)):
         for call in (
             lambda penalty=penalty: penalty(mlp),

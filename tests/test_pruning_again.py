@@ -67,7 +67,7 @@ def test_other_criteria_keep_a_part_of_what_is_left(criterion, engine, mlp, vect
 
 @pytest.mark.parametrize("criterion", sk.criteria.CRITERIA)
 def test_every_criterion_comes_to_the_same_whatever_layers_compute_with(criterion, vectors):
-    data, masks = [(x[:4, :6].double(), y[:4]) for x, y in vectors], []
+    data, masks, dense = [(x[:4, :6].double(), y[:4]) for x, y in vectors], [], []
     if criterion == "synflow":
         criterion = sk.criteria.SynFlow(rounds=5)
     for engine in ENGINES:
@@ -78,8 +78,10 @@ def test_every_criterion_comes_to_the_same_whatever_layers_compute_with(criterio
         assert found.kept == round(0.2 * 99)
         require_nested(found.masks, before)
         masks.append(found.masks)
-    # OBS takes blocks of weights that follow each other in what is stored.
-    assert criterion == "obs" or masks[0] == masks[1]
+        dense.append(dense_of(model))
+    assert masks[0] == masks[1]
+    for (name, one), other in zip(dense[0].items(), dense[1].values(), strict=True):  # OBS changes what is kept
+        torch.testing.assert_close(one, other, msg=name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

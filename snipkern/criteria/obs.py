@@ -16,6 +16,7 @@ from snipkern.criteria.context import Context
 from snipkern.criteria.curvature import differentiable
 from snipkern.criteria.obd import require_curvature, rows_of
 from snipkern.masks import Mask
+from snipkern.scoring.left import places_of
 
 __all__ = ["Obs"]
 
@@ -29,9 +30,9 @@ class Obs(Criterion):
     """``w^2 / (2 [H^-1]_jj)``, and the kept weights changed so that the loss rises least: for trained networks.
 
     H is the Gauss-Newton or Fisher matrix, block-diagonal: blocks of ``block`` weights that follow each other in a
-    parameter, row by row. Once it is known what is kept, all removed weights Q of a block go together: the others
-    change by ``-H^-1[:, Q] (H^-1[Q, Q])^-1 w_Q``, the minimum of the loss's second-order model with ``w_Q = 0``. With
-    the block as large as the parameter this is the whole layer's H.
+    parameter, row by row; of one that is pruned already, in what is left of it. Once it is known what is kept, all
+    removed weights Q of a block go together: the others change by ``-H^-1[:, Q] (H^-1[Q, Q])^-1 w_Q``, the minimum of
+    the loss's second-order model with ``w_Q = 0``. With one block for a parameter this is the layer's H.
 
     Args:
         block: Weights of a block.
@@ -76,7 +77,12 @@ class Obs(Criterion):
 
     def scores(self, on: Context) -> Scores:
         weights = on.weights()
-        blocks = {name: Blocks(weight, self.block, self.damping) for name, weight in weights.items()}
+        # What is pruned already can't make up for anything: blocks are of what is left.
+        places = {entry.fqn: places_of(entry) for entry in on.pool}
+        blocks = {
+            name: Blocks(weight if places[name] is None else weight.reshape(-1)[places[name]], self.block, self.damping)
+            for name, weight in weights.items()
+        }
         needed = sum(entry.bytes for entry in blocks.values())
         if needed > self.memory:
             raise ValueError(
@@ -89,15 +95,35 @@ class Obs(Criterion):
             shown = track(batches, "curvature", transient=True, disable=not on.progress)
             for rows in rows_of(on, "obs", self.curvature, self.samples, generator, shown):
                 for name, part in rows.items():
-                    blocks[name].add(part, 1 / len(batches))
+                    at = places[name]
+                    blocks[name].add(part if at is None else part.flatten(1)[:, at], 1 / len(batches))
         for entry in blocks.values():
             entry.sums = on.averaged(entry.sums)
-        pairs = {name: (weight, blocks[name].stiffness()) for name, weight in weights.items()}
+        pairs = {
+            name: (weight, _placed(weight, blocks[name].stiffness(), places[name])) for name, weight in weights.items()
+        }
 
         def updated(masks: Mapping[str, Mask]) -> dict[str, Tensor]:
-            return {name: blocks[name].without(weights[name], mask) for name, mask in masks.items() if name in blocks}
+            found: dict[str, Tensor] = {}
+            for name, mask in masks.items():
+                weight, at = weights[name], places[name]
+                if at is None:
+                    found[name] = blocks[name].without(weight, mask)
+                else:
+                    left = Mask.from_dense(mask.to_dense(at.device).reshape(-1)[at])
+                    found[name] = _placed(weight, blocks[name].without(weight.reshape(-1)[at], left), at)
+            return found
 
         return Scores(pairs, "obd", updated if self.update else None)
+
+
+def _placed(weight: Tensor, left: Tensor, places: Tensor | None) -> Tensor:
+    """A tensor of a weight's shape, from what is at these places of it; zero elsewhere."""
+    if places is None:
+        return left
+    found = left.new_zeros(weight.numel())
+    found[places] = left
+    return found.view(weight.shape)
 
 
 class Blocks:

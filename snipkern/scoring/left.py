@@ -12,7 +12,18 @@ from snipkern.masks import Mask
 from snipkern.pool import Prunable
 from snipkern.selection.sources import Source
 
-__all__ = ["Left", "LeftOf", "is_pruned", "left_of", "left_shape", "narrowed", "require_left", "whole", "widened"]
+__all__ = [
+    "Left",
+    "LeftOf",
+    "is_pruned",
+    "left_of",
+    "left_shape",
+    "narrowed",
+    "places_of",
+    "require_left",
+    "whole",
+    "widened",
+]
 
 T = TypeVar("T")
 
@@ -50,6 +61,16 @@ def left_of(entry: Prunable, tensor: Tensor) -> Tensor:
     if entry.topology.row_major:
         return tensor
     return tensor[entry.topology.flat_index(tensor.device).argsort()]
+
+
+def places_of(entry: Prunable) -> Tensor | None:
+    """Flat places, in a parameter, of what is left, in row-major order of the dense weight; None: all, as they are."""
+    if entry.mask is None or (entry.topology is not None and entry.topology.row_major):
+        return None
+    device = entry.parameter.device
+    if entry.topology is None:
+        return entry.mask.to_dense(device).reshape(-1).nonzero()[:, 0]
+    return entry.topology.flat_index(device).argsort()
 
 
 def left_shape(entry: Prunable) -> torch.Size:

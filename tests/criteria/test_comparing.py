@@ -151,7 +151,8 @@ def test_a_pruned_model_is_compared_by_what_is_left(engine, mlp, vectors):
 
 def test_loaders_that_are_used_up_are_refused(mlp, vectors):
     with pytest.raises(
-        ValueError, match=r"compare: loader must be iterable once for each criterion \(got list_iterator\)"
+        ValueError,
+        match=r"compare: loader must be iterable once for each criterion, such as a list \(got list_iterator\)",
     ):
         sk.compare(mlp, iter(vectors), "snip", against="magnitude")
     assert list(sk.compare(mlp, vectors, "snip", against="magnitude").overall) == ["snip"]
