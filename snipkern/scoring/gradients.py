@@ -209,6 +209,8 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
         for name, buffer in module._buffers.items()
     ]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    # By these recurrent modules compute; torch.func.functional_call leaves its tensors in them.
+    lists = [(module, list(module._flat_weights)) for module in model.modules() if isinstance(module, nn.RNNBase)]
     states = random_states(loader)
     try:
         yield
@@ -220,6 +222,8 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
                 module._buffers[name] = buffer  # a forward pass may have put another one in its place
                 if buffer is not None and before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
+        for recurrent, weights in lists:
+            recurrent._flat_weights = weights
         for parameter, grad in grads:
             parameter.grad = grad
         set_random_states(states)
