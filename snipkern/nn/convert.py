@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from snipkern.layout import Layout
 from snipkern.masks import Mask
+from snipkern.nn.fast_paths import leave_fast_paths_, restore_fast_paths_
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
 from snipkern.nn.sparse import SparseConv2d, SparseLinear
@@ -160,7 +161,7 @@ def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     for change in conversions:
         if change.topology is None:
             guard_(change.module, change.name, change.mask, change.layout)
-    _leave_fast_paths(model)
+    leave_fast_paths_(model)
 
 
 def sparse_changes(conversions: Iterable[Conversion]) -> dict[nn.Module, dict[str, Conversion]]:
@@ -179,31 +180,6 @@ def sparse_changes(conversions: Iterable[Conversion]) -> dict[nn.Module, dict[st
             kind = type(module).__name__
             raise ValueError(f"all weights of {kind} must become sparse together (got none for {', '.join(missing)})")
     return found
-
-
-# Attributes by which torch's Transformer modules, in eval mode, hand their weights to one fused dense kernel, and the
-# values that keep them from it.
-FAST_PATHS: dict[type[nn.Module], tuple[str, Any]] = {
-    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
-    nn.TransformerEncoder: ("use_nested_tensor", False),
-}
-FAST_PATH_BEFORE = "_snipkern_fast_path"
-
-
-def _leave_fast_paths(model: nn.Module) -> None:
-    for kind, (attribute, off) in FAST_PATHS.items():
-        for module in model.modules():
-            sparse = isinstance(module, kind) and any(isinstance(child, SparseModule) for child in module.modules())
-            if sparse and FAST_PATH_BEFORE not in module.__dict__:
-                module.__dict__[FAST_PATH_BEFORE] = getattr(module, attribute)
-                setattr(module, attribute, off)
-
-
-def _restore_fast_paths(model: nn.Module) -> None:
-    for kind, (attribute, _) in FAST_PATHS.items():
-        for module in model.modules():
-            if isinstance(module, kind) and FAST_PATH_BEFORE in module.__dict__:
-                setattr(module, attribute, module.__dict__.pop(FAST_PATH_BEFORE))
 
 
 def _make_sparse(module: nn.Module, changes: Mapping[str, Conversion]) -> None:
@@ -265,7 +241,7 @@ def to_dense_(model: nn.Module) -> nn.Module:
             unguard_(module)
         if isinstance(module, SparseModule):
             make_dense(module)
-    _restore_fast_paths(model)
+    restore_fast_paths_(model)
     return model
 
 
