@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snipkern.layout import require_block
 from snipkern.masks import Mask
-from snipkern.pool import FilterFn, Prunable, prunable
+from snipkern.pool import FilterFn, Prunable, dense_pool
 
 __all__ = ["L1", "GroupLasso", "Penalty", "nonzero_masks"]
 
@@ -216,7 +216,7 @@ def nonzero_masks(model: nn.Module, filter_fn: FilterFn | None = None) -> dict[s
 
 
 def _pool(model: nn.Module, filter_fn: FilterFn | None) -> list[Prunable]:
-    return prunable(model.module if isinstance(model, DistributedDataParallel) else model, filter_fn)
+    return dense_pool("penalty", model.module if isinstance(model, DistributedDataParallel) else model, filter_fn)
 
 
 def _wide(weight: Tensor) -> Tensor:

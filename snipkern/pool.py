@@ -19,7 +19,7 @@ from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology
 
-__all__ = ["Prunable", "prunable"]
+__all__ = ["Prunable", "dense_pool", "prunable"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -139,6 +139,22 @@ def prunable(
             "prune: the model must have a prunable weight, a trainable parameter of 2 or more dimensions"
             f" (got none with {chosen} in {type(model).__name__})"
         )
+    return pool
+
+
+def dense_pool(op: str, model: nn.Module, filter_fn: FilterFn | None = None) -> list[Prunable]:
+    """The pool of a model for what works on dense weights alone.
+
+    Raises:
+        ValueError: As :func:`prunable`, and for a model that is pruned.
+    """
+    pool = prunable(model, filter_fn)
+    for entry in pool:
+        if entry.mask is not None:
+            where = f"{entry.module_fqn or 'the model'} ({type(entry.module).__name__})"
+            raise ValueError(
+                f"{op}: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})"
+            )
     return pool
 
 
