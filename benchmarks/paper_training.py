@@ -50,13 +50,13 @@ class Recipe:
     faithful: bool = False
 
 
-_RECURRENT = Recipe("adam", 2e-3, 8, weight_decay=0.0, clip=1.0)
+_RECURRENT = Recipe("adam", 5e-3, 16, weight_decay=0.0, clip=1.0)
 _CIFAR = Recipe("sgd", 0.1, 250, batch=128, decay_every=30_000, held_out=0.1, augment=True)
 #: What works here in little time, by the first part of a network's name. LeNet-5 has no activation after its
 #: convolutions: at 2 % of the weights it diverges at once without a warm-up and a bound on the gradient.
 RECIPES = {
     "lenet-300-100": Recipe("sgd", 0.1, 30),
-    "lenet-5": Recipe("sgd", 0.05, 12, warm_up=600, clip=1.0),
+    "lenet-5": Recipe("sgd", 0.1, 20, warm_up=600, clip=1.0),
     "lstm": _RECURRENT,
     "gru": _RECURRENT,
     "alexnet": _CIFAR,
