@@ -59,7 +59,7 @@ def _groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
 def _trained(row: Row) -> str:
     """How a row's network was trained, in a few words."""
     recipe = row["recipe"]
-    words = f"{row['dataset']}, {recipe['epochs']} epochs"
+    words = f"{row['dataset']}, {recipe['epochs']} epochs of {recipe['optimizer']} {recipe['lr']:g}"
     return words + (", as published" if recipe["faithful"] else "")
 
 
