@@ -52,7 +52,7 @@ class Recipe:
     faithful: bool = False
 
 
-_RECURRENT = Recipe("adam", 5e-3, 12, weight_decay=0.0, clip=1.0, linear=True)
+_RECURRENT = Recipe("adam", 5e-3, 20, weight_decay=0.0, clip=1.0, linear=True)
 _CIFAR = Recipe("sgd", 0.1, 250, batch=128, decay_every=30_000, held_out=0.1, augment=True)
 #: What works here in little time, by the first part of a network's name. LeNet-5 has no activation after its
 #: convolutions: at 2 % of the weights it diverges at once without a warm-up and a bound on the gradient.
