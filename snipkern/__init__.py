@@ -5,7 +5,7 @@
 >>> print(pruned)                                  # per layer: shape, kept, density, engine and why
 """
 
-from snipkern import backends, criteria, distributed, nn, ops, penalties
+from snipkern import backends, criteria, distributed, nn, ops, penalties, structured
 from snipkern.checkpoint import dense_state_dict, load_
 from snipkern.collapse import CollapseWarning
 from snipkern.comparing import Comparison, compare
@@ -14,6 +14,7 @@ from snipkern.masks import Mask
 from snipkern.nn.convert import masks, to_dense_
 from snipkern.penalties import nonzero_masks
 from snipkern.prune import Plan, Pruned, plan, prune_, sparsify_
+from snipkern.schedule import Gradual, Snapshot, Stage, prune_retrain
 from snipkern.scoring.score import score
 from snipkern.selection.files import safetensor_pairs
 from snipkern.selection.select import select
@@ -23,10 +24,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CollapseWarning",
     "Comparison",
+    "Gradual",
     "Layout",
     "Mask",
     "Plan",
     "Pruned",
+    "Snapshot",
+    "Stage",
     "backends",
     "compare",
     "criteria",
@@ -40,9 +44,11 @@ __all__ = [
     "penalties",
     "plan",
     "prune_",
+    "prune_retrain",
     "safetensor_pairs",
     "score",
     "select",
     "sparsify_",
+    "structured",
     "to_dense_",
 ]

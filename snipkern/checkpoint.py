@@ -14,6 +14,7 @@ from snipkern.nn import convert, state
 from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import MASK_SUFFIX, VALUES_SUFFIX
 from snipkern.pool import Prunable
+from snipkern.topology import build
 
 __all__ = ["dense_state_dict", "load_"]
 
@@ -27,11 +28,10 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
     found = model.state_dict()
     for name in convert.masks(model):
         module, leaf = convert.owner(model, name)
-        del found[name + MASK_SUFFIX]
+        for suffix in (MASK_SUFFIX, *state.LAYOUT_SUFFIXES):
+            found.pop(name + suffix, None)
         if isinstance(module, SparseModule) and leaf in module.topologies:
             del found[name + VALUES_SUFFIX]
-            for suffix in state.LAYOUT_SUFFIXES:
-                found.pop(name + suffix, None)
             found[name] = module.dense(leaf).detach()
     return found
 
@@ -85,7 +85,7 @@ def _sparsify_like(model: nn.Module, names: list[str], state_dict: Mapping[str, 
         if name + VALUES_SUFFIX in state_dict:
             expected[name + VALUES_SUFFIX] = torch.Size([masks[name].count()])
             del expected[name]
-            expected.update(state.expected_shapes(state_dict, name, masks[name]))
+        expected.update(state.expected_shapes(state_dict, name, masks[name]))
     got = {key: value.shape for key, value in state_dict.items() if isinstance(value, Tensor)}
     if got != expected:
         wrong = sorted(key for key in got.keys() | expected.keys() if got.get(key) != expected.get(key))
@@ -103,6 +103,8 @@ def _prepare(entry: Prunable, mask: Mask, state_dict: Mapping[str, Any]) -> conv
     sparse = entry.fqn + VALUES_SUFFIX in state_dict
     try:
         layout = state.saved_layout(state_dict, entry.fqn, mask)
+        if layout is not None and not sparse:
+            build(mask, layout)  # says what doesn't fit
         return convert.prepare(entry.module, entry.name, mask, sparse, layout)
     except ValueError as error:
         raise ValueError(f"load_: the layout of {entry.fqn!r} must fit its mask ({error})") from None

@@ -20,10 +20,12 @@ from snipkern.engine.recurrent import RecurrentWorkload, recurrent_workload
 from snipkern.engine.workload import Call, Workload, workload
 from snipkern.layout import Layout
 from snipkern.masks import Mask
-from snipkern.nn import convert
+from snipkern.nn import convert, narrow
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.pruned import Pruned
+from snipkern.scoring.left import narrowed
 
 __all__ = ["convert_", "layers_of", "masked_pool"]
 
@@ -67,13 +69,13 @@ def layers_of(
     }
     layers: list[report.Layer] = []
     for entry in pool:
-        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.parameter.shape)
+        mask, module, shape = masks[entry.fqn], entry.module, tuple(entry.shape)
         if entry.name in whole.get(module, ()):
             choice, work = found[module]
         else:
             choice, work = engines.choose(engine, None, mask, obstacle=_obstacle(entry, False)), None
         layout = layouts.get(entry.fqn)
-        kind, block = type(module).__name__, None if layout is None else layout.block
+        kind, block = convert.dense_class(module).__name__, None if layout is None else layout.block
         kept, flow = mask.count(), flows.get(entry.fqn)
         layers.append(report.Layer(entry.fqn, kind, shape, kept, mask.numel, choice, block, work, layout, flow))
     return layers
@@ -83,6 +85,8 @@ def _obstacle(entry: Prunable, weight_read: bool) -> str | None:
     """Why a parameter has to stay dense and guarded, if it has to."""
     if is_sharded(entry.parameter):
         return "sharded: dense shards, held at zero"
+    if entry.topology is not None:  # it is sparse already
+        return None
     return convert.sparse_obstacle(entry.module, entry.name, entry.shared, weight_read)
 
 
@@ -104,6 +108,8 @@ def _chosen(
     names, first = convert.sparse_names(module), next(iter(entries.values()))
     obstacle = next(filter(None, (_obstacle(entry, weight_read) for entry in entries.values())), None)
     lacking = [name for name in names if name not in entries]
+    if lacking and first.topology is not None:
+        return engines.Choice("csr", f"sparse already, with {', '.join(lacking)}, which is left alone"), None
     if lacking and obstacle is None:
         obstacle = f"sparse with all of its weights only, and {', '.join(lacking)} has no mask"
     call, layout, mask = calls.get(first.module_fqn), layouts.get(first.fqn), masks[first.fqn]
@@ -134,7 +140,7 @@ def convert_(team: Team, pool: list[Prunable], pruned: Pruned, optimizer: Any, u
         warnings.warn(f"sparse layers run on the reference kernels, slower than dense: {missing}", stacklevel=4)
     for change in conversions:
         _set_(change, weights.get(id(change.before)))
-    convert.apply_(team.model, conversions)
+    narrow.apply_(team.model, conversions)
     if optimizer is not None:
         optim.move_(optimizer, conversions)
     team.rewrap_()
@@ -148,6 +154,7 @@ def _updated(team: Team, pool: list[Prunable], masks: Mapping[str, Mask], update
         ValueError: For an unknown name, another shape, or a weight that is not finite.
     """
     parameters = {entry.fqn: entry.parameter for entry in pool}
+    masks = {entry.fqn: narrowed(entry, masks[entry.fqn]) for entry in pool}
 
     def made() -> dict[str, Tensor]:
         with torch.no_grad():
@@ -173,10 +180,10 @@ def _set_(change: convert.Conversion, weight: Tensor | None) -> None:
     """Puts new dense weights where a conversion takes its values from."""
     if weight is None or weight.is_meta:
         return
-    if change.values is None or change.topology is None:
+    if change.values is None:
         change.before.copy_(weight)
     else:
-        change.values.copy_(weight.reshape(-1)[change.topology.flat_index(weight.device)])
+        change.values.copy_(change.carried(weight))
 
 
 def _missing(device: torch.device) -> str:
@@ -188,17 +195,18 @@ def _prepared(pool: list[Prunable], pruned: Pruned, optimizer: Any) -> list[conv
     conversions = [
         _prepare(entry, pruned.masks[entry.fqn], layer) for entry, layer in zip(pool, pruned.layers, strict=True)
     ]
-    convert.sparse_changes(conversions)
+    convert.sparse_changes(change for change in conversions if not isinstance(change.module, SparseModule))
     if optimizer is not None:
         optim.check(optimizer, conversions)
     return conversions
 
 
 def _prepare(entry: Prunable, mask: Mask, layer: report.Layer) -> convert.Conversion:
-    layout = layer.layout if layer.engine == "bsr" else None
+    layout = layer.layout if layer.engine in ("bsr", "masked") else None
     cover = layer.choice.cover if layer.engine == "cover" else None
     with _naming(entry):
-        return convert.prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
+        prepare = convert.prepare if entry.mask is None else narrow.prepare
+        return prepare(entry.module, entry.name, mask, layer.engine in engines.SPARSE_ENGINES, layout, cover)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snipkern.nn.convert import Conversion
 from snipkern.nn.masked import guards
+from snipkern.nn.state import VALUES_SUFFIX
 
 __all__ = ["check", "move_"]
 
@@ -52,7 +53,6 @@ def move_(optimizer: torch.optim.Optimizer, conversions: Sequence[Conversion]) -
 
 
 def _replace(optimizer: torch.optim.Optimizer, change: Conversion, values: torch.nn.Parameter) -> None:
-    assert change.topology is not None
     for group in optimizer.param_groups:
         params = group["params"]
         for i, parameter in enumerate(params):
@@ -61,11 +61,11 @@ def _replace(optimizer: torch.optim.Optimizer, change: Conversion, values: torch
             params[i] = values
             names = group.get("param_names")
             if names is not None:
-                names[i] = f"{names[i]}_values"
+                names[i] = names[i].removesuffix(VALUES_SUFFIX) + ("" if change.topology is None else VALUES_SUFFIX)
     state = optimizer.state.pop(change.before, None)
     if state is None:
         return
     for key, value in state.items():
         if isinstance(value, Tensor) and value.shape == change.before.shape:
-            state[key] = value.reshape(-1)[change.topology.flat_index(value.device)]
+            state[key] = change.carried(value)
     optimizer.state[values] = state

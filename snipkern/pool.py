@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from snipkern.masks import Mask
 from snipkern.nn.masked import guards
-from snipkern.nn.sparse import SparseModule
+from snipkern.nn.narrow import Held, dense_name, held_by
+from snipkern.nn.sparse_module import SparseModule
+from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
+from snipkern.topology import BaseTopology
 
 __all__ = ["Prunable", "prunable"]
 
@@ -36,7 +41,11 @@ OLD_STYLE_HOOKS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
 @dataclass(frozen=True)
 class Prunable:
-    """One pooled parameter: its full name, its owner, its name there, and whether another owner shares it."""
+    """One pooled parameter: its full name, its owner, its name there, and whether another owner shares it.
+
+    Names and shape are the dense model's. Of one that is pruned already, ``held`` is what is left, and where its module
+    is sparse, ``parameter`` holds that alone, in the order of ``topology``.
+    """
 
     fqn: str
     module: nn.Module
@@ -44,6 +53,36 @@ class Prunable:
     name: str
     parameter: nn.Parameter
     shared: bool
+    held: Held | None = None
+
+    @property
+    def mask(self) -> Mask | None:
+        """What is left; None: all of it."""
+        return None if self.held is None else self.held.mask
+
+    @property
+    def topology(self) -> BaseTopology | None:
+        """Of the values, where the module is sparse."""
+        return None if self.held is None else self.held.topology
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the dense weight."""
+        return self.parameter.shape if self.mask is None else self.mask.shape
+
+    @property
+    def left(self) -> int:
+        """Weights that are not pruned yet."""
+        return self.parameter.numel() if self.mask is None else self.mask.count()
+
+    def unchanged(self, model: nn.Module) -> bool:
+        """Whether this is still what the model has in that place."""
+        try:
+            owner = model.get_submodule(self.module_fqn)
+        except AttributeError:
+            return False
+        name = self.name if self.topology is None else self.name + VALUES_SUFFIX
+        return owner._parameters.get(name) is self.parameter and held_by(owner, self.name) == self.held
 
 
 def prunable(
@@ -53,7 +92,7 @@ def prunable(
 
     By default: trainable parameters of two or more dimensions with "weight" in their names (linear, convolution,
     recurrent, attention projections; the last layer too), but no biases, norms or embeddings, and nothing that is
-    shared with one of these. A tied parameter is listed once.
+    shared with one of these; and whatever is pruned already. A tied parameter is listed once.
 
     Args:
         model: Any module with initialised parameters.
@@ -63,27 +102,32 @@ def prunable(
         sharded: Whether DTensors will do.
 
     Raises:
-        ValueError: For a model that is pruned, parametrized or not initialised, or whose pool is empty.
+        ValueError: For a model that is parametrized or not initialised, one that is pruned and sharded, or one whose
+            pool is empty.
     """
     owners: dict[nn.Parameter, list[tuple[nn.Module, str, str]]] = {}
     for module_fqn, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                owners.setdefault(parameter, []).append((module, module_fqn, name))
+                owners.setdefault(parameter, []).append((module, module_fqn, dense_name(module, name)))
         _require_plain(module, module_fqn, sharded)
     pool: list[Prunable] = []
     frozen: list[str] = []
     for parameter, places in owners.items():
-        if not all(_is_pooled(*place, parameter, filter_fn, biases) for place in places):
+        pruned = (place for place in places if held_by(place[0], place[2]) is not None)
+        module, module_fqn, name = next(pruned, places[0])
+        held = held_by(module, name)
+        dims = 0 if nn.parameter.is_lazy(parameter) else parameter.dim() if held is None else len(held.mask.shape)
+        everywhere = (_is_pooled(*place, parameter, dims, filter_fn, biases) for place in places)
+        if not all(everywhere) and (held is None or filter_fn is not None):
             continue
-        module, module_fqn, name = places[0]
         fqn = f"{module_fqn}.{name}" if module_fqn else name
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"prune: parameters must be initialised; run one batch first (got lazy {fqn!r})")
         if not parameter.requires_grad:
             frozen.append(fqn)
             continue
-        pool.append(Prunable(fqn, module, module_fqn, name, parameter, shared=len(places) > 1))
+        pool.append(Prunable(fqn, module, module_fqn, name, parameter, len(places) > 1, held))
     if not pool and frozen:
         raise ValueError(
             "prune: at least one prunable weight must be trainable (got requires_grad=False for all:"
@@ -103,6 +147,7 @@ def _is_pooled(
     module_fqn: str,
     name: str,
     parameter: nn.Parameter,
+    dims: int,
     filter_fn: FilterFn | None,
     biases: bool,
 ) -> bool:
@@ -110,7 +155,7 @@ def _is_pooled(
         return False
     if name.startswith("bias") or name == "in_proj_bias":
         return biases and isinstance(module, BIASED) and (filter_fn is None or filter_fn(module, module_fqn))
-    if not nn.parameter.is_lazy(parameter) and parameter.dim() < 2:
+    if not nn.parameter.is_lazy(parameter) and dims < 2:
         return False
     if filter_fn is not None:
         return filter_fn(module, module_fqn)
@@ -121,8 +166,12 @@ def _require_plain(module: nn.Module, module_fqn: str, sharded: bool) -> None:
     where = f"{module_fqn or 'the model'} ({type(module).__name__})"
     if type(module).__name__ in WRAPPERS or (not sharded and any(map(is_sharded, module._parameters.values()))):
         raise ValueError(f"prune: the model must be pruned before it is wrapped or sharded (got {where})")
-    if isinstance(module, SparseModule) or guards(module):
-        raise ValueError(f"prune: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})")
+    shards = sharded and any(map(is_sharded, module._parameters.values()))
+    if shards and (isinstance(module, SparseModule) or guards(module)):
+        raise ValueError(
+            "prune: a sharded model can be pruned once; prune it again before fully_shard, or make a dense one of it by"
+            f" snipkern.to_dense_(model) (got {where})"
+        )
     if parametrize.is_parametrized(module):
         raise ValueError(
             "prune: parametrizations must be removed first, by torch.nn.utils.parametrize.remove_parametrizations"

@@ -18,11 +18,11 @@ from snipkern.criteria.shuffled import core
 from snipkern.distributed import Team, team_of
 from snipkern.layout import Layout, has_room
 from snipkern.masks import Mask
-from snipkern.nn import convert
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.pruned import Pruned
 from snipkern.scoring.decide import Scoring, decided
 from snipkern.scoring.gradients import LossFn
+from snipkern.scoring.left import is_pruned
 from snipkern.selection.sources import Alone
 
 __all__ = ["Plan", "Pruned", "plan", "prune_", "sparsify_"]
@@ -48,11 +48,8 @@ class Plan(Pruned):
                 moved; the model is untouched then.
         """
         self.team.require_convertible(self.engine)
-        if convert.masks(self.model):
-            raise ValueError("apply_: the model must not be pruned yet (got one with masks)")
-        found = dict(self.model.named_parameters(remove_duplicate=False))
         for entry in self.pool:
-            if found.get(entry.fqn) is not entry.parameter:
+            if not entry.unchanged(self.model):
                 raise ValueError(f"apply_: {entry.fqn!r} must be the parameter that was planned for (got another one)")
         self.team.ranks.together(lambda: warn_of(self.layers))
         return convert_(self.team, self.pool, self, self.optimizer, self.update)
@@ -96,6 +93,8 @@ def plan(
     options.sharded_of(team.sharded, paper, looked.name, looked.sharded)
     ranks = team.ranks
     pool = ranks.together(lambda: prunable(team.model, filter_fn, biases=paper, sharded=team.sharded))
+    if paper and is_pruned(pool):
+        raise ValueError("prune: preset must be None for a model that is pruned already (got 'paper')")
     how = Scoring(loader, loss_fn, batches, memory, redraw=paper, progress=progress)
     found = decided(team, pool, kept, shares, how, criterion)
     chosen, calls = found.chosen, found.calls

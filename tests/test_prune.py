@@ -86,7 +86,7 @@ def test_plan_changes_nothing_and_prune_is_plan_applied(vectors):
     assert pruned.masks == plan.masks == sk.prune_(twin, vectors, keep=0.2).masks
     assert "not applied" in str(plan) and "not applied" not in str(pruned)
     assert not torch.equal(before["0.weight"], model[0].weight)
-    with pytest.raises(ValueError, match=r"apply_: the model must not be pruned yet"):
+    with pytest.raises(ValueError, match=r"apply_: '0.weight' must be the parameter that was planned for"):
         plan.apply_()
 
 

@@ -120,7 +120,7 @@ BAD_CALLS = {
     "preset with batches": (no_change, {"preset": "paper", "batches": 2}, r"preset='paper' scores one batch"),
     "frozen": (freeze, {}, r"at least one prunable weight must be trainable .*'0.weight'"),
     "nothing prunable": (no_change, {"filter_fn": lambda m, n: False}, r"must have a prunable weight.*filter_fn"),
-    "already pruned": (prune_first, {}, r"must not be pruned yet; call snipkern.to_dense_"),
+    "more than is left": (prune_first, {"keep": 0.6}, r"keep must be at most what is left, 432 of 864 weights"),
     "NaN weight": (
         poison("0.weight", float("nan")),
         {},

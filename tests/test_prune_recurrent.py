@@ -25,7 +25,7 @@ class Tagger(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(40, 12)
-        self.rnn = nn.LSTM(12, 16, 2, batch_first=True, bidirectional=True)
+        self.rnn = nn.LSTM(12, 16, batch_first=True, bidirectional=True)
         self.head = nn.Linear(32, 4)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:

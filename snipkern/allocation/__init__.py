@@ -2,7 +2,8 @@
 
 from snipkern.allocation.allocate import Allocated, allocate
 from snipkern.allocation.flow import Flow, seen_flows
-from snipkern.allocation.graph import Graph, watching
+from snipkern.allocation.graph import Graph
 from snipkern.allocation.options import SCOPES, Allocation, allocation
+from snipkern.allocation.watch import watching
 
 __all__ = ["SCOPES", "Allocated", "Allocation", "Flow", "Graph", "allocate", "allocation", "seen_flows", "watching"]

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from snipkern.allocation.budget import budgets, erk, floors
 from snipkern.allocation.flow import Cascade, Flow, flows
 from snipkern.allocation.graph import Graph
-from snipkern.allocation.layer import block_mask, element_mask, has_blocks
+from snipkern.allocation.layer import block_mask, element_mask, has_blocks, held_blocks
 from snipkern.allocation.options import Allocation
 from snipkern.allocation.scores import Live
 from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.ops.schema_saliency import SCORES, SNIP
 from snipkern.pool import Prunable
+from snipkern.scoring.left import Left, is_pruned, left_shape
 from snipkern.selection.select import kept_count, select
 
 __all__ = ["Allocated", "allocate"]
@@ -70,8 +71,12 @@ def allocate(
     Cost: plain: as ``select``. With blocks, one read of weights and gradients more, two with order; with balanced
     single weights four more. Memory for one layer's block sums.
     """
-    if options.plain and seed is None:
+    if options.plain and seed is None and not is_pruned(pool):
         return Allocated(select(pairs, keep, score=formula), {}, {})
+    if options.plain and seed is None:
+        left = Left(pairs, pool)
+        kept = kept_count(sum(entry.shape.numel() for entry in pool), keep)
+        return Allocated(left.widened(select(left, kept, score=formula)), {}, {})
     with torch.no_grad():
         return _Allocator(pairs, pool, keep, options, graph, seed, formula).run()
 
@@ -97,18 +102,36 @@ class _Allocator:
         self.linear = {entry.fqn for entry in pool if isinstance(entry.module, nn.Linear)}
         self.graph = graph
         self.order = graph.order(list(pairs))
-        self.shapes = {entry.fqn: entry.parameter.shape for entry in pool}
+        self.shapes = {entry.fqn: entry.shape for entry in pool}
+        self.held = {entry.fqn: entry.held for entry in pool}
+        self.left = Left(pairs, pool)
+        left = {entry.fqn: left_shape(entry) for entry in pool}
+        self.room = {name: shape.numel() for name, shape in left.items()}
         # What was last asked for each layer, and the answer.
         self.last: dict[str, tuple[tuple[object, ...], tuple[Mask, Layout | None]]] = {}
         kept = kept_count(sum(shape.numel() for shape in self.shapes.values()), keep)
-        self.least = floors(self.shapes, kept, options.min_keep)
-        self.counts, self.selected = budgets(
-            pairs, self.shapes, kept, options.scope, options.min_keep, self.order, formula
+        self.least = floors(self.shapes, kept, options.min_keep, left)
+        seen = self.left if is_pruned(pool) else pairs  # a dict can be gone through at once
+        self.counts, selected = budgets(
+            seen, self.shapes, kept, options.scope, options.min_keep, self.order, formula, left
         )
+        self.selected = self.left.widened(selected)
         block = options.block
         self.blocked = {name for name, shape in self.shapes.items() if block is not None and has_blocks(shape, block)}
+        for name in self.shapes:
+            self._require_blocks(name)
         if options.scope == "global" and self._too_few():
-            self.counts = erk(self.shapes, kept, self.least)
+            self.counts = erk(self.shapes, kept, self.least, left)
+
+    def _require_blocks(self, name: str) -> None:
+        """That what is left of a weight is in the blocks that are asked for."""
+        held, block = self.held[name], self.options.block
+        if held is None or block is None or name not in self.blocked:
+            return
+        try:
+            held_blocks(held, block)
+        except ValueError as error:
+            raise ValueError(f"prune: {name!r} can't be pruned again so ({error})") from None
 
     def _too_few(self) -> bool:
         """Whether most of what is pruned in blocks may not even keep one block in each block row.
@@ -152,7 +175,7 @@ class _Allocator:
                 live = Live(*(None if flags is None or flags.all() else flags for flags in (read, columns)))
             budget = self.counts[name]
             if matrix and budget:
-                budget = min(max(budget + unspent, self.least[name], 1), shape.numel())
+                budget = min(max(budget + unspent, self.least[name], 1), self.room[name])
                 unspent += self.counts[name]
             masks[name], layout = self._chosen(name, live, budget)
             if layout is not None:
@@ -174,12 +197,13 @@ class _Allocator:
         blocked = name in self.blocked and budget > 0
         if not blocked and self._is_selected(name, budget, live):
             return self.selected[name], None
-        weight, gradient = self.pairs[name] if self.seed is None else self._random(name)
+        weight, gradient = self.left.whole(name) if self.seed is None else self._random(name)
         score = SCORES[self.formula] if self.seed is None else SNIP
         if blocked:
             ordered = self.options.ordered() and name in self.linear
-            return block_mask(weight, gradient, live, budget, self.options, ordered, self.least[name], score)
-        return element_mask(weight, gradient, live, budget, self.options, score), None
+            least, held = self.least[name], self.held[name]
+            return block_mask(weight, gradient, live, budget, self.options, ordered, least, score, held)
+        return element_mask(weight, gradient, live, budget, self.options, score, self.held[name]), None
 
     def _is_selected(self, name: str, budget: int, live: Live) -> bool:
         """Whether the global selection's mask of the layer is what is asked for."""
@@ -190,7 +214,9 @@ class _Allocator:
     def _random(self, name: str) -> tuple[Tensor, Tensor]:
         """Random scores of one layer, the same on every device."""
         assert self.seed is not None
-        weight = self.pairs[name][0]
+        device, held, shape = self.pairs[name][0].device, self.held[name], self.shapes[name]
         place = list(self.pairs).index(name)
-        drawn = np.random.default_rng((self.seed, place)).random(tuple(weight.shape), dtype=np.float32)
-        return torch.from_numpy(drawn).to(weight.device), weight.new_ones((), dtype=torch.float32).expand(weight.shape)
+        drawn = torch.from_numpy(np.random.default_rng((self.seed, place)).random(tuple(shape), dtype=np.float32))
+        if held is not None:
+            drawn.masked_fill_(~held.mask.to_dense(), 0)
+        return drawn.to(device), torch.ones((), device=device).expand(shape)

@@ -28,18 +28,20 @@ def budgets(
     min_keep: int | float | None,
     order: Sequence[str],
     formula: str = "snip",
+    left: Mapping[str, torch.Size] | None = None,
 ) -> tuple[dict[str, int], dict[str, Mask]]:
     """The number of weights that each parameter may keep; ``kept`` in all.
 
     Args:
-        pairs: Weight and gradient of each parameter, looked up when they are needed.
-        shapes: Of each parameter.
+        pairs: Weight and gradient of each parameter, looked up when they are needed; of what is left of it.
+        shapes: Of each dense parameter.
         scope, min_keep: As in :class:`snipkern.allocation.options.Allocation`.
         order: The names in forward order.
         formula: Of the scores.
+        left: Shapes of what is left of each parameter, which are the pairs'; None: all of it.
 
     Returns:
-        The budgets, and for ``"global"`` the masks they are counts of.
+        The budgets, and for ``"global"`` the masks they are counts of, of what is left.
 
     Raises:
         ValueError: Where the floors, or a dense first layer, leave nothing for other layers; for a weight or gradient
@@ -47,20 +49,21 @@ def budgets(
 
     Cost: one selection, that of ``"global"`` a few with floors.
     """
-    least = floors(shapes, kept, min_keep)
+    left = shapes if left is None else left
+    least = floors(shapes, kept, min_keep, left)
     if scope == "global":
-        masks = _global(pairs, shapes, kept, least, formula)
+        masks = _global(pairs, left, kept, least, formula)
         return {name: mask.count() for name, mask in masks.items()}, masks
     select(pairs, kept, score=formula)  # says what is not finite
     if scope == "erk":
-        return erk(shapes, kept, least), {}
+        return erk(shapes, kept, least, left), {}
     sizes = {name: float(shape.numel()) for name, shape in shapes.items()}
     if scope == "uniform":
         weights = [name for name in order if len(shapes[name]) > 1]
         if not weights:
             raise ValueError("prune: scope='uniform' must have a first layer to keep dense (got biases alone)")
         first = weights[0]
-        least = {**least, first: shapes[first].numel()}
+        least = {**least, first: left[first].numel()}
         others = sum(least.values())
         if others + len(least) - 1 > kept:
             raise ValueError(
@@ -68,28 +71,37 @@ def budgets(
                 f" (got {kept} to keep, {least[first]} of them in {first!r})"
             )
         sizes[first] = 0.0
-    return _apportion(sizes, least, shapes, kept), {}
+    return _apportion(sizes, least, left, kept), {}
 
 
-def erk(shapes: Mapping[str, torch.Size], kept: int, least: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Erdos-Renyi-Kernel budgets: in proportion to the sum of each weight's dimensions, at most all of it.
+def erk(
+    shapes: Mapping[str, torch.Size],
+    kept: int,
+    least: Mapping[str, int] | None = None,
+    left: Mapping[str, torch.Size] | None = None,
+) -> dict[str, int]:
+    """Erdos-Renyi-Kernel budgets: in proportion to the sum of each weight's dimensions, at most all that is left of it.
 
     Source: Evci et al.: Rigging the lottery, ICML 2020, after Mocanu et al., 2018.
     """
     sums = {name: float(sum(shape)) for name, shape in shapes.items()}
-    return _apportion(sums, least or dict.fromkeys(shapes, 0), shapes, kept)
+    return _apportion(sums, least or dict.fromkeys(shapes, 0), left or shapes, kept)
 
 
-def floors(shapes: Mapping[str, torch.Size], kept: int, min_keep: int | float | None) -> dict[str, int]:
-    """The least that each parameter keeps."""
+def floors(
+    shapes: Mapping[str, torch.Size],
+    kept: int,
+    min_keep: int | float | None,
+    left: Mapping[str, torch.Size] | None = None,
+) -> dict[str, int]:
+    """The least that each parameter keeps, of all its weights; at most what is left of them."""
     if not min_keep:
         return dict.fromkeys(shapes, 0)
     least = {
-        name: math.ceil(min_keep * shape.numel() * EXACT)
-        if isinstance(min_keep, float)
-        else min(min_keep, shape.numel())
+        name: math.ceil(min_keep * shape.numel() * EXACT) if isinstance(min_keep, float) else min_keep
         for name, shape in shapes.items()
     }
+    least = {name: min(number, (left or shapes)[name].numel()) for name, number in least.items()}
     if sum(least.values()) > kept:
         raise ValueError(
             f"prune: min_keep must leave at most the {kept} weights that are kept (got {min_keep!r}, which is"

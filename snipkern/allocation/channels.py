@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Channels",
+    "Concatenation",
     "Constant",
     "Gated",
     "Outputs",
     "Outside",
+    "Repetition",
+    "Union",
     "Unknown",
     "alive",
     "concatenated",

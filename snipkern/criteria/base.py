@@ -23,9 +23,10 @@ class Scores:
     """A score for every weight, as two factors and a formula: nobody holds the scores themselves.
 
     Attributes:
-        pairs: Parameter name -> ``(weight, other)``, for exactly the pool's names; both of the parameter's shape and on
-            its device, of any strides (an expanded vector costs nothing) and any two of float32, float64, float16 and
-            bfloat16. A mapping that makes them at each look-up will do, if it makes the same each time.
+        pairs: Parameter name -> ``(weight, other)``, for exactly the pool's names; both of the parameter's shape (where
+            a sparse module holds what is left: of that, or of the dense weight) and on its device, of any strides (an
+            expanded vector costs nothing) and any two of float32, float64, float16 and bfloat16. A mapping that makes
+            them at each look-up will do, if it makes the same each time.
         formula: What is made of them in float32. ``"snip"``: ``|weight * other|``; ``"magnitude"``: ``|weight|``, where
             nobody looks at ``other``, which can be the weight again; ``"obd"``: ``weight * (weight * other)``;
             ``"signed"``: ``weight * other``, of which the most negative goes first.

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from snipkern.scoring.gradients import LossFn, describe
+from snipkern.scoring.stateless import own_names
 
 __all__ = ["Batch", "Losses", "only_output", "outputs_seen"]
 
@@ -83,7 +84,8 @@ class Losses(nn.Module):
 
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """The loss, with these parameters and buffers in the model's places; tied ones are replaced together."""
-        return functional_call(self, {f"model.{name}": weight for name, weight in weights.items()}, (batch,))
+        found = own_names(self.model, weights)
+        return functional_call(self, {f"model.{name}": weight for name, weight in found.items()}, (batch,))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from snipkern.scoring.gradients import (
     preserved,
     require_batches,
 )
+from snipkern.scoring.left import narrowed
 from snipkern.selection.sources import Ranks
 
 if TYPE_CHECKING:
@@ -86,8 +87,16 @@ class Context:
         self.looked = torch.is_grad_enabled()  # without gradients it isn't watched
         return found
 
+    @property
+    def left(self) -> int:
+        """Weights of the pool that are not pruned yet."""
+        return sum(entry.left for entry in self.pool)
+
     def weights(self) -> dict[str, Tensor]:
-        """The pool's weights by name, detached; they share memory with the model: only read them."""
+        """The pool's weights by name, detached; they share memory with the model: only read them.
+
+        Where a sparse module holds what is left of a weight, that is what is here, 1-D.
+        """
         return {entry.fqn: entry.parameter.detach() for entry in self.pool}
 
     def gradients(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -138,6 +147,7 @@ class Context:
     @contextlib.contextmanager
     def _replaced(self, weights: Mapping[str, Tensor] | None) -> Generator[None]:
         found = dict(self.model.named_parameters(remove_duplicate=False))
+        found.update({entry.fqn: entry.parameter for entry in self.pool})
         changes: list[tuple[nn.Parameter, Tensor]] = []
         for name, value in (weights or {}).items():
             parameter = found.get(name)
@@ -188,7 +198,8 @@ class Context:
         """
         if self.differentiate:
             raise ValueError("score: a sharded model can't be scored in rounds (got one)")
-        return allocate(scores.pairs, self.pool, keep, self.shares, self.graph, formula=scores.formula).masks
+        masks = allocate(scores.pairs, self.pool, keep, self.shares, self.graph, formula=scores.formula).masks
+        return {entry.fqn: narrowed(entry, masks[entry.fqn]) for entry in self.pool}
 
     def look(self) -> None:
         """Sees what feeds each layer and how it is called, if the criterion has not called the loss."""

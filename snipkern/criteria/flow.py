@@ -15,7 +15,7 @@ from snipkern.criteria.context import Context
 from snipkern.masks import Mask
 from snipkern.pool import Prunable
 from snipkern.scoring.gradients import describe, first_of
-from snipkern.scoring.stateless import called_with
+from snipkern.scoring.stateless import called_with, named
 
 __all__ = ["Flow", "Linearised", "seen_inputs"]
 
@@ -45,8 +45,7 @@ class Flow:
     ) -> None:
         self.model = model
         self.args, self.kwargs = tuple(args), dict(kwargs)
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self.state = {name: _absolute(tensor) for name, tensor in named}
+        self.state = {name: _absolute(tensor) for name, tensor in named(model)}
         self.shifts = {name for name in self.state if name.rpartition(".")[2].startswith("bias")}
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._NormBase) and module._buffers.get("running_mean") is not None:

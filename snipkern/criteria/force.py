@@ -32,8 +32,7 @@ class _InRounds(Criterion):
         hold_batches(on)
         weights = on.weights()
         found = Scores(on.pairs())
-        total = sum(weight.numel() for weight in weights.values())
-        for keep in counts(total, on.kept, self.rounds, self.schedule)[:-1]:
+        for keep in counts(on.left, on.kept, self.rounds, self.schedule)[:-1]:
             masks = on.choose(found, keep)
             found = self._again(weights, on.gradients(masked(weights, masks)), masks)
         return found

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from snipkern.criteria.recurrent_inputs import recurrent_squares
 from snipkern.criteria.squares import squares
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.pool import Prunable
 
 __all__ = ["Inputs", "spread"]
@@ -86,15 +87,20 @@ def spread(sums: Tensor, shape: torch.Size) -> Tensor:
 def seen_by(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> Iterator[Seen]:
     """What a call shows of the inputs of a module's weights."""
     if isinstance(module, nn.Linear):
-        yield module.weight, squares(_first(args, kwargs))[None]
+        yield _parameter(module, "weight"), squares(_first(args, kwargs))[None]
     elif isinstance(module, CONVOLUTIONS):
-        yield module.weight, patch_squares(module, _first(args, kwargs))
+        yield _parameter(module, "weight"), patch_squares(module, _first(args, kwargs))
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
         for name, found in recurrent_squares(module, _first(args, kwargs), hx, output):
-            yield cast(Tensor, getattr(module, name)), found[None]
+            yield _parameter(module, name), found[None]
     elif isinstance(module, nn.MultiheadAttention):
         yield from _attention(module, args, kwargs)
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    """What a module holds of a weight, by the dense module's name."""
+    return module.values_of(name) if isinstance(module, SparseModule) else cast(Tensor, getattr(module, name))
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

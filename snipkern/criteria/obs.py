@@ -59,7 +59,7 @@ class Obs(Criterion):
     block: int = 50
     curvature: str = "gauss-newton"
     samples: int | None = None
-    damping: float = 1e-2
+    damping: float = 0.1
     update: bool = True
     memory: int = 4 << 30
     seed: int = 0

@@ -59,4 +59,7 @@ class Random(Criterion):
     streams: ClassVar[bool] = True
 
     def scores(self, on: Context) -> Scores:
-        return Scores(Drawn(on.weights(), on.seed()), "magnitude")
+        # Of dense weights: what is pruned already is drawn too, so that no engine makes a difference.
+        like = {entry.fqn: entry.parameter.detach() for entry in on.pool}
+        like.update({e.fqn: e.parameter.new_empty(()).expand(e.shape) for e in on.pool if e.mask is not None})
+        return Scores(Drawn(like, on.seed()), "magnitude")

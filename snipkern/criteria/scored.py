@@ -58,11 +58,12 @@ class InOrder(Pairs):
     def __init__(self, criterion: str, pairs: Pairs, pool: list[Prunable]) -> None:
         self.criterion, self.pairs = criterion, pairs
         self.parameters = {entry.fqn: entry.parameter for entry in pool}
+        self.dense = {entry.fqn: entry.shape for entry in pool}
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
         like, found = self.parameters[name], self.pairs[name]
         for tensor in found:
-            if tensor.shape != like.shape or tensor.device != like.device:
+            if tensor.shape not in (like.shape, self.dense[name]) or tensor.device != like.device:
                 raise ValueError(
                     f"{self.criterion}: scores of {name!r} must have its shape and device, {list(like.shape)} on"
                     f" {like.device} (got {list(tensor.shape)} on {tensor.device})"

@@ -71,9 +71,8 @@ class SynFlow(Criterion):
             args, kwargs = seen_inputs(on)
         flow = Flow(on.model, on.pool, args, kwargs)
         masks = {entry.fqn: Mask.full(entry.parameter.shape) for entry in on.pool}
-        total = sum(entry.parameter.numel() for entry in on.pool)
         found = Scores({})
-        left = counts(total, on.kept, self.rounds)
+        left = counts(on.left, on.kept, self.rounds)
         for i, keep in enumerate(track(left, "synaptic flow", transient=True, disable=not on.progress)):
             with on.evaluating():
                 scores = flow.scores(masks)

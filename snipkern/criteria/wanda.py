@@ -38,10 +38,9 @@ class Wanda(Criterion):
             for batch in on.given():
                 on.loss_fn(on.model, batch)
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        weights = on.weights()
+        weights, shapes = on.weights(), {entry.fqn: entry.shape for entry in on.pool}
         for name, sums in inputs.checked(self.name).items():
-            weight = weights[name]
             # The norm over all ranks' batches together; in float32, since float16 ends at 65504.
-            norms = on.averaged(sums).mul(on.ranks.size).sqrt().to(weight.device, torch.float32)
-            pairs[name] = weight, spread(norms, weight.shape)
+            norms = on.averaged(sums).mul(on.ranks.size).sqrt().to(weights[name].device, torch.float32)
+            pairs[name] = weights[name], spread(norms, shapes[name])
         return Scores(pairs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from snipkern.layout import Layout
+from snipkern.nn.sparse_module import SparseModule
 from snipkern.ops.checks import conv_output_size
 
 __all__ = ["Call", "Workload", "workload"]
@@ -119,7 +120,8 @@ class Workload:
 
 def workload(module: nn.Linear | nn.Conv2d, kept: int, call: Call | None, layout: Layout | None = None) -> Workload:
     """Of a layer, as it was called, or for an input of usual size where that is not known."""
-    weight, shape = module.weight, tuple(module.weight.shape)
+    weight = module.values_of("weight") if isinstance(module, SparseModule) else module.weight
+    shape = tuple(module.topologies["weight"].mask.shape if isinstance(module, SparseModule) else weight.shape)
     size = () if call is None else call.input
     known = math.prod(size) > 0 and len(size) > 0
     if isinstance(module, nn.Linear):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from snipkern.layout import Layout
@@ -38,9 +38,14 @@ SPARSE_CLASSES: dict[type[nn.Module], type[SparseModule]] = {
 }
 
 
+def dense_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that a sparse module had before."""
+    return module.dense_class if isinstance(module, SparseModule) else type(module)
+
+
 def sparse_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the weights of a dense module that become sparse, all or none; empty where it has no sparse class."""
-    kind = SPARSE_CLASSES.get(type(module))
+    """Names of the weights of a module that become sparse, all or none; empty where it has no sparse class."""
+    kind = SPARSE_CLASSES.get(dense_class(module))
     return () if kind is None else kind.weight_names(module)
 
 
@@ -89,6 +94,13 @@ class Conversion:
     before: nn.Parameter
     values: nn.Parameter | None
     topology: BaseTopology | None
+    #: How a guarded weight's kept entries lie in blocks, for when it is pruned again.
+    layout: Layout | None = None
+
+    def carried(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape (a gradient, an optimiser's moment) as one of the new parameter's."""
+        assert self.topology is not None
+        return tensor.reshape(-1)[self.topology.flat_index(tensor.device)]
 
 
 def prepare(
@@ -113,11 +125,8 @@ def prepare(
     parameter = module._parameters[name]
     assert parameter is not None
     if not sparse:
-        return Conversion(module, name, mask, parameter, None, None)
-    if any(grid is not None and grid.ordered for grid in (layout, cover)) and isinstance(module, nn.Conv2d):
-        raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
-    if isinstance(module, nn.RNNBase) and (layout or cover):
-        raise ValueError("a recurrent module computes with single weights (got a layout)")
+        return Conversion(module, name, mask, parameter, None, None, layout)
+    require_kernels_for(module, layout, cover)
     topology = build(mask, layout, cover)
     if parameter.is_meta:
         values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
@@ -136,13 +145,21 @@ def prepare(
     return Conversion(module, name, mask, parameter, values, topology)
 
 
+def require_kernels_for(module: nn.Module, *grids: Layout | None) -> None:
+    """That a module's kernels know how its weight is to lie: a convolution's no orders, a recurrent one's no blocks."""
+    if isinstance(module, nn.RNNBase) and any(grid is not None for grid in grids):
+        raise ValueError("a recurrent module computes with single weights (got a layout)")
+    if any(grid is not None and grid.ordered for grid in grids) and isinstance(module, nn.Conv2d):
+        raise ValueError("a convolution's layout must leave rows and columns in the weight's order (got another order)")
+
+
 def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     """Makes prepared conversions, and turns off fast paths that would compute with dense weights."""
     for module, changes in sparse_changes(conversions).items():
         _make_sparse(module, changes)
     for change in conversions:
         if change.topology is None:
-            guard_(change.module, change.name, change.mask)
+            guard_(change.module, change.name, change.mask, change.layout)
     _leave_fast_paths(model)
 
 
@@ -247,14 +264,18 @@ def to_dense_(model: nn.Module) -> nn.Module:
         if guards(module):
             unguard_(module)
         if isinstance(module, SparseModule):
-            _make_dense(module)
+            make_dense(module)
     _restore_fast_paths(model)
     return model
 
 
-def _make_dense(module: SparseModule) -> None:
+def make_dense(module: SparseModule, given: Mapping[str, nn.Parameter] | None = None) -> None:
+    """Changes a sparse module's class back; dense weights that are not given are made."""
     weights: dict[str, nn.Parameter] = {}
     for name in module.topologies:
+        if given is not None and name in given:
+            weights[name + VALUES_SUFFIX] = given[name]
+            continue
         values = module.values_of(name)
         weights[name + VALUES_SUFFIX] = weight = nn.Parameter(module.dense(name).detach(), values.requires_grad)
         vars(weight).update(vars(values))

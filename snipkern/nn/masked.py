@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from snipkern import backends
+from snipkern.layout import Layout
 from snipkern.masks import Mask
 from snipkern.nn import state
 from snipkern.nn.state import MASK_SUFFIX
@@ -40,10 +41,14 @@ zero_pruned = differentiable("zero_pruned")
 
 
 class MaskGuard:
-    """Keeps one parameter's pruned entries at zero for as long as it is attached."""
+    """Keeps one parameter's pruned entries at zero for as long as it is attached.
 
-    def __init__(self, parameter: nn.Parameter, mask: Mask) -> None:
-        self.mask = mask
+    The layout says how the kept ones lie in blocks, if they do: nothing here computes with it, but whoever prunes them
+    again does.
+    """
+
+    def __init__(self, parameter: nn.Parameter, mask: Mask, layout: Layout | None = None) -> None:
+        self.mask, self.layout = mask, layout
         self._pruned: dict[tuple[int, torch.device], Tensor] = {}
         self._words: dict[tuple[int, torch.device], Tensor] = {}
         self._shards: list[tuple[object, object, Mask]] = []
@@ -70,6 +75,11 @@ class MaskGuard:
             self._handle = None
         if _guarded.get(id(self.parameter)) is self:
             del _guarded[id(self.parameter)]
+
+    @property
+    def hook_id(self) -> int | None:
+        """The key of its hook among the parameter's; None where it has none."""
+        return None if self._handle is None else self._handle.id
 
     def here(self, tensor: Tensor) -> Mask:
         """The mask of what this rank has of a tensor of the parameter's shape; of shards, kept for the next call."""
@@ -138,10 +148,10 @@ class MaskGuard:
         self._cleaned = [weakref.ref(value) for value in moments]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskGuard:
-        return MaskGuard(copy.deepcopy(self.parameter, memo), self.mask)
+        return MaskGuard(copy.deepcopy(self.parameter, memo), self.mask, self.layout)
 
-    def __reduce__(self) -> tuple[type[MaskGuard], tuple[nn.Parameter, Mask]]:
-        return MaskGuard, (self.parameter, self.mask)
+    def __reduce__(self) -> tuple[type[MaskGuard], tuple[nn.Parameter, Mask, Layout | None]]:
+        return MaskGuard, (self.parameter, self.mask, self.layout)
 
 
 def _is_plain(tensor: Tensor, op: str) -> bool:
@@ -160,7 +170,7 @@ def guards(module: nn.Module) -> dict[str, MaskGuard]:
     return module.__dict__.get(GUARDS, {})
 
 
-def guard_(module: nn.Module, name: str, mask: Mask) -> None:
+def guard_(module: nn.Module, name: str, mask: Mask, layout: Layout | None = None) -> None:
     """Zeroes a parameter's pruned entries and guards them from now on."""
     found = module.__dict__.get(GUARDS)
     if found is None:
@@ -175,7 +185,7 @@ def guard_(module: nn.Module, name: str, mask: Mask) -> None:
     _modules.add(module)
     parameter = module._parameters[name]
     assert parameter is not None
-    guard = found[name] = MaskGuard(parameter, mask)
+    guard = found[name] = MaskGuard(parameter, mask, layout)
     guard.clean_(parameter)
     if parameter.grad is not None:
         guard.clean_(parameter.grad)
@@ -209,7 +219,7 @@ def _reattach(module: nn.Module, incompatible_keys: Any) -> None:
 
 def _save_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     for name, guard in guards(module).items():
-        state_dict[f"{prefix}{name}{MASK_SUFFIX}"] = guard.mask.words.clone()
+        state.write(state_dict, f"{prefix}{name}", guard.mask, guard.layout)
 
 
 def _check_masks(

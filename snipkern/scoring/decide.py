@@ -26,6 +26,7 @@ from snipkern.parallel.shards import Cut, Gathered, Shards, assembled, is_sharde
 from snipkern.pool import Prunable
 from snipkern.scoring.backward import accumulated
 from snipkern.scoring.gradients import LossFn, default_loss
+from snipkern.scoring.left import LeftOf, is_pruned, left_shape, require_left, widened
 from snipkern.scoring.stream import Stream, agreed_loss
 from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Alone, Ranks, Source
@@ -72,11 +73,12 @@ def decided(
     """
     ranks = team.ranks
     # A wrong number to keep is said before any scoring.
-    kept = ranks.together(lambda: kept_count(_total(pool), keep))
+    kept = ranks.together(lambda: _kept(pool, keep))
     settings: dict[str, object] = {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares}
     # Without addresses, which differ between processes.
     settings["criterion"] = re.sub(" at 0x[0-9a-f]+", "", repr(criterion))
     require_same_weights(team, settings)
+    require_same_masks({entry.fqn: entry.mask for entry in pool if entry.mask is not None}, ranks)
     try:
         found = _decided(team, pool, kept, shares, how, criterion)
     except BaseException:
@@ -86,6 +88,14 @@ def decided(
         raise
     require_same_masks(found.chosen.masks, ranks)
     return found
+
+
+def _kept(pool: Sequence[Prunable], keep: float | int) -> int:
+    """How many weights to keep of all, pruned or not."""
+    total = sum(entry.shape.numel() for entry in pool)
+    kept = kept_count(total, keep)
+    require_left(pool, kept, total)
+    return kept
 
 
 def _nothing() -> None:
@@ -131,16 +141,14 @@ def _lie_in_shards(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
 
 
 def _global_top(source: Source, pool: Sequence[Prunable], kept: int, ranks: Ranks, score: int = SNIP) -> Allocated:
-    words = top_words(source, ranks, _total(pool), kept, score)
+    if is_pruned(pool):
+        source = LeftOf(source, pool)
+    words = top_words(source, ranks, sum(entry.left for entry in pool), kept, score)
     masks = {
-        entry.fqn: assembled(ranks, part, size, entry.parameter.shape)
+        entry.fqn: widened(entry, assembled(ranks, part, size, left_shape(entry)))
         for entry, part, size in zip(pool, words, source.sizes, strict=True)
     }
     return Allocated(masks, {}, {})
-
-
-def _total(pool: Sequence[Prunable]) -> int:
-    return sum(entry.parameter.numel() for entry in pool)
 
 
 def _global_rank() -> int:

@@ -17,6 +17,7 @@ from snipkern.ops.schema_saliency import SCORES
 from snipkern.options import keep_of, loader_of
 from snipkern.pool import FilterFn, prunable
 from snipkern.scoring.gradients import LossFn, default_loss
+from snipkern.scoring.left import Left
 from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Alone
 
@@ -43,8 +44,8 @@ def score(
         keep: Fraction or number that is to be kept, for criteria whose scores depend on it: those that go in rounds.
 
     Returns:
-        ``{parameter name: float32 tensor of the parameter's shape}``: the larger, the better to keep; not normalised
-        (SNIP's paper divides by their sum). Of ``Shuffled(of)`` those of ``of``.
+        ``{parameter name: float32 tensor of the dense weight's shape}``: the larger, the better to keep; 0 for what is
+        pruned already; not normalised (SNIP's paper divides by their sum). Of ``Shuffled(of)`` those of ``of``.
 
     Raises:
         ValueError: As :func:`snipkern.prune_` does for what is wrong with these arguments.
@@ -54,9 +55,10 @@ def score(
     looked = core(criterion_of(criterion))
     loader_of(loader, looked.name, looked.needs_data)
     pool = prunable(model, filter_fn)
-    kept = kept_count(sum(entry.parameter.numel() for entry in pool), keep_of(keep, None))
+    kept = kept_count(sum(entry.shape.numel() for entry in pool), keep_of(keep, None))
     shares = allocation(scope=looked.scope)
     loss = loss_fn or default_loss
     found = scored(looked, Context(model, pool, loader, loss, batches, kept, shares, Alone(), progress))
     with torch.no_grad():
-        return {name: scores_of(w, other, SCORES[found.formula]) for name, (w, other) in found.pairs.items()}
+        left = Left(found.pairs, pool)
+        return {name: scores_of(*left.whole(name), SCORES[found.formula]) for name in left}

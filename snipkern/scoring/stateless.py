@@ -8,7 +8,32 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["called_with"]
+from snipkern.nn.sparse_module import SparseModule
+from snipkern.nn.state import VALUES_SUFFIX
+
+__all__ = ["called_with", "named", "own_names"]
+
+
+def _values(model: nn.Module) -> dict[str, str]:
+    """By the dense model's names, those of the parameters that hold what sparse modules keep."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        dot = f"{path}." if path else ""
+        if isinstance(module, SparseModule):
+            found.update({dot + name: dot + name + VALUES_SUFFIX for name in module.topologies})
+    return found
+
+
+def named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, by the dense model's names."""
+    dense = {own: name for name, own in _values(model).items()}
+    return [(dense.get(name, name), tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+
+
+def own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that are given by the dense model's names, by those that the model has itself."""
+    own = _values(model)
+    return {own.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def called_with(
@@ -16,11 +41,11 @@ def called_with(
 ) -> Any:
     """As ``torch.func.functional_call``, tied ones replaced together; recurrent modules are as before afterwards too.
 
-    They hold lists of their weights, in which torch leaves the tensors of the call.
+    They hold lists of their weights, in which torch leaves the tensors of the call. Names are the dense model's.
     """
     lists = [(m, list(m._flat_weights)) for m in module.modules() if isinstance(m, nn.RNNBase)]
     try:
-        return functional_call(module, dict(tensors), tuple(args), dict(kwargs or {}))
+        return functional_call(module, own_names(module, tensors), tuple(args), dict(kwargs or {}))
     finally:
         for recurrent, weights in lists:
             recurrent._flat_weights = weights

@@ -9,7 +9,7 @@ from torch import nn
 
 from snipkern.allocation.channels import Concatenation, Outputs, Outside, Repetition, Union, Unknown
 from snipkern.allocation.flow import Cascade, flows
-from snipkern.allocation.graph import watching
+from snipkern.allocation.watch import watching
 from snipkern.masks import Mask
 from snipkern.pool import prunable
 

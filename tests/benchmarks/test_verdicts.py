@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import verdicts
-from cases import ACCEPTED_IMAGES, ACCEPTED_LAYERS, ACCEPTED_NET, ACCEPTED_TOKENS, Result
+from cases import ACCEPTED_IMAGES, ACCEPTED_LAYERS, ACCEPTED_NET, ACCEPTED_SEQUENCES, ACCEPTED_TOKENS, Result
 from layers import Shape
 from timing import Timing
 
@@ -140,6 +140,18 @@ def test_answers_of_memory_bound_layers_are_accepted():
         timed("latency", "net", {"net": ACCEPTED_TOKENS}, snipkern=1.0, torch=0.1),
     )
     assert found == {"inference, big, snipkern: at least 3x best dense": (False, "2.9x")}
+
+
+def test_only_the_long_sequences_of_an_lstm_are_promised():
+    name = ACCEPTED_SEQUENCES.name
+    found = lines(
+        timed("recurrent", name, {}, **{"snipkern": 1.0, "torch": 2.5, "torch without onednn": 1.9}),
+        timed("recurrent", "GRU", {}, snipkern=1.0, torch=0.1),
+    )
+    assert found == {
+        f"{name}, snipkern: at least 2x torch": (True, "2.5x"),
+        f"{name}, snipkern: at least 2x torch without onednn": (False, "1.9x"),
+    }
 
 
 def test_bytes_are_accepted_without_index_and_scratch():

@@ -170,11 +170,11 @@ def test_no_layer_dies_before_it_must():
     torch.manual_seed(4)
     model = make_vgg(7, width=12)
     layers = len(prunable(model))
-    plan = sk.plan(model, None, keep=10 * layers, criterion=SynFlow(input_shape=(3, 8, 8)))
+    plan = sk.plan(model, None, keep=10 * layers, criterion=SynFlow(input_shape=(3, 8, 8)), engine="masked")
     assert plan.kept == 10 * layers and all(mask.count() > 0 for mask in plan.masks.values())
     alive = scores_of(model, ONES(1, 3, 8, 8), masks=plan.masks)
     assert all(float(score.sum()) > 0 for score in alive.values())
-    one = sk.plan(model, None, keep=10 * layers, criterion=SynFlow(rounds=1, input_shape=(3, 8, 8)))
+    one = sk.plan(model, None, keep=10 * layers, criterion=SynFlow(rounds=1, input_shape=(3, 8, 8)), engine="masked")
     assert any(mask.count() == 0 for mask in one.masks.values())
 
 
@@ -186,12 +186,12 @@ def test_deep_nets_neither_overflow_nor_vanish(gain):
     with torch.no_grad():
         for module in net[::2]:
             module.weight.mul_(gain), module.bias.mul_(0)
-    plan = sk.plan(net, None, keep=0.5, criterion=SynFlow(rounds=5, input_shape=(6,)))
+    plan = sk.plan(net, None, keep=0.5, criterion=SynFlow(rounds=5, input_shape=(6,)), engine="masked")
     assert plan.kept == 40 * 18
     with torch.no_grad():
         for module in net[::2]:
             module.weight.div_(gain)
-    again = sk.plan(net, None, keep=0.5, criterion=SynFlow(rounds=5, input_shape=(6,)))
+    again = sk.plan(net, None, keep=0.5, criterion=SynFlow(rounds=5, input_shape=(6,)), engine="masked")
     agree = sum(int((plan.masks[n].to_dense() == again.masks[n].to_dense()).sum()) for n in plan.masks)
     assert agree >= 40 * 36 - 20  # but for the rounding of the weights by their gain
 

@@ -110,6 +110,22 @@ def ddp_moves_its_optimizer_and_keeps_its_hooks():
     assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True))
 
 
+def ddp_is_pruned_again_and_rewound_like_one_process():
+    model, one = DistributedDataParallel(build()), build()
+    snapshot = sk.Snapshot(one)
+    for keep, engine in ((0.5, "masked"), (0.3, "csr"), (KEEP, "csr")):
+        found = sk.prune_(model, [batch()], keep, engine=engine, criterion="magnitude").masks
+        assert found == sk.prune_(one, [batch()], keep, engine=engine, criterion="magnitude", process_group=False).masks
+        snapshot.rewind_(one)
+        snapshot.rewind_(model)
+        same_training(model, one, steps=2)
+    snapshot.rewind_(one)
+    snapshot.rewind_(model)
+    plans = [sk.plan(model, [batch()], 0.05, memory=memory) for memory in ("plain", "stream")]
+    expected = sk.plan(one, [batch()], 0.05, process_group=False).masks
+    assert all(plan.masks == expected for plan in plans)
+
+
 def engines_are_rank_zeros():
     seen = [None] * dist.get_world_size()
     plan = sk.plan(build(), [batch(size=8 if dist.get_rank() == 0 else 4000)], KEEP)

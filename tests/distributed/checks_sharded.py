@@ -72,6 +72,7 @@ def fsdp_masked_in_place_trains_like_one_process():
     full = values(model)
     for name, mask in masks.items():
         assert not full[name][~mask.to_dense()].any()
+    raises(ValueError, "sharded model can be pruned once", lambda: sk.prune_(model, [batch()], 0.05, engine="masked"))
     state = model.state_dict()
     model.load_state_dict(state)
 
