@@ -57,9 +57,9 @@ def _groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]
 
 
 def _trained(row: Row) -> str:
-    """How a row's network was trained, in a few words."""
+    """How a row's network was trained, in a few words; epochs x optimizer."""
     recipe = row["recipe"]
-    words = f"{row['dataset']}, {recipe['epochs']} epochs"
+    words = f"{row['dataset']}, {recipe['epochs']} x {recipe['optimizer']} {recipe['lr']:g}"
     return words + (", as published" if recipe["faithful"] else "")
 
 
@@ -84,7 +84,7 @@ def _table_1(rows: Sequence[Row]) -> Table:
         "paper",
         "ours",
         "gap",
-        f"least of the last {CHECKPOINTS_KEPT} checkpoints",
+        f"least of last {CHECKPOINTS_KEPT}",
         "trained",
     )
     mine = [r for r in trainings(rows) if r["keep"] in TABLE_1.get((r["model"], r["method"]), {})]

@@ -28,26 +28,38 @@ def initialise_(
     """Draws all weights of two and more dimensions afresh, in place; biases become zero, norms stay.
 
     Args:
-        init: A key of :data:`INITIALISATIONS`. A recurrent cell's gates are drawn each by its own fans.
+        init: A key of :data:`INITIALISATIONS`.
         std: Standard deviation of "rn" and "tn".
     """
     if init not in INITIALISATIONS:
         raise ValueError(f"initialise_: init must be one of {', '.join(INITIALISATIONS)} (got {init!r})")
-    gates = {name: 4 if isinstance(m, nn.LSTM) else 3 for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             owner, _, own = name.rpartition(".")
+            module = model.get_submodule(owner)
             if parameter.dim() > 1:
-                for part in parameter.chunk(gates.get(owner, 1)):
-                    _draw_(part, init, generator, std)
-            elif own.startswith("bias"):
-                norm = isinstance(model.get_submodule(owner), nn.modules.batchnorm._BatchNorm)
-                parameter.zero_() if not norm else None
+                for part, fans in _kernels(module, parameter):
+                    _draw_(part, fans, init, generator, std)
+            elif own.startswith("bias") and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                parameter.zero_()
 
 
-def _draw_(weight: Tensor, init: str, generator: torch.Generator | None, std: float) -> None:
-    taps = math.prod(weight.shape[2:])
-    inputs, outputs = weight.shape[1] * taps, weight.shape[0] * taps
+def _kernels(module: nn.Module, weight: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
+    """A weight's parts, each with what feeds one of its outputs and what reads one of its inputs.
+
+    TensorFlow's cells, which the paper used, read input and state by one kernel: LSTM has one for all gates, GRU one
+    for two gates and one for the candidate.
+    """
+    if not isinstance(module, nn.LSTM | nn.GRU):
+        taps = math.prod(weight.shape[2:])
+        return [(weight, (weight.shape[1] * taps, weight.shape[0] * taps))]
+    hidden = module.hidden_size
+    sizes = [4 * hidden] if isinstance(module, nn.LSTM) else [2 * hidden, hidden]
+    return [(part, (module.input_size + hidden, len(part))) for part in weight.split(sizes)]
+
+
+def _draw_(weight: Tensor, fans: tuple[int, int], init: str, generator: torch.Generator | None, std: float) -> None:
+    inputs, outputs = fans
     if init == "rn":
         weight.normal_(0, std, generator=generator)
         return

@@ -19,10 +19,7 @@ class CollapseWarning(UserWarning):
     """
 
 
-REMEDY = (
-    "Keep more, or spread it: a floor for each layer (min_keep=), balance=True, scope='erk', or another criterion"
-    " (criterion='synflow' avoids it)."
-)
+REMEDY = "Keep more, or spread it: a floor for each layer (min_keep=), balance=True, scope='erk', or another criterion."
 
 
 def warn_of(layers: Sequence[Layer]) -> None:

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snipkern.layout import require_block
 from snipkern.masks import Mask
-from snipkern.pool import FilterFn, Prunable, prunable, require_dense
+from snipkern.pool import FilterFn, Prunable, dense_pool
 
 __all__ = ["L1", "GroupLasso", "Penalty", "nonzero_masks"]
 
@@ -59,7 +59,7 @@ class Penalty(ABC):
 
         Cost: one read of the weights, and one more in the backward.
         """
-        terms = [self._term(entry, _wide(entry.parameter)) for entry in _pool("penalty", model, self.filter_fn)]
+        terms = [self._term(entry, _wide(entry.parameter)) for entry in _pool(model, self.filter_fn)]
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Penalty(ABC):
         """
         if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step < math.inf:
             raise ValueError(f"penalty: step must be a finite number of at least 0 (got {step!r})")
-        for entry in _pool("penalty", model, self.filter_fn):
+        for entry in _pool(model, self.filter_fn):
             entry.parameter.copy_(self._shrunk(entry, _wide(entry.parameter), step))
 
     def attach_(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandle:
@@ -98,7 +98,7 @@ class Penalty(ABC):
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"penalty: optimizer must be a torch.optim.Optimizer (got {type(optimizer).__name__})")
-        pool = _pool("penalty", model, self.filter_fn)
+        pool = _pool(model, self.filter_fn)
         _rates(optimizer, pool)
 
         @torch.no_grad()
@@ -209,18 +209,14 @@ def nonzero_masks(model: nn.Module, filter_fn: FilterFn | None = None) -> dict[s
     Raises:
         ValueError: For a model that is pruned already, or whose pooled weights are all zero.
     """
-    masks = {
-        entry.fqn: Mask.from_dense(entry.parameter.detach() != 0) for entry in _pool("nonzero_masks", model, filter_fn)
-    }
+    masks = {entry.fqn: Mask.from_dense(entry.parameter.detach() != 0) for entry in _pool(model, filter_fn)}
     if not any(mask.count() for mask in masks.values()):
         raise ValueError("nonzero_masks: some pooled weight must not be zero (got zeros alone)")
     return masks
 
 
-def _pool(op: str, model: nn.Module, filter_fn: FilterFn | None) -> list[Prunable]:
-    model = model.module if isinstance(model, DistributedDataParallel) else model
-    require_dense(op, model)
-    return prunable(model, filter_fn)
+def _pool(model: nn.Module, filter_fn: FilterFn | None) -> list[Prunable]:
+    return dense_pool("penalty", model.module if isinstance(model, DistributedDataParallel) else model, filter_fn)
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from snipkern.nn.state import VALUES_SUFFIX
 from snipkern.parallel.shards import is_sharded
 from snipkern.topology import BaseTopology
 
-__all__ = ["Prunable", "prunable", "require_dense"]
+__all__ = ["Prunable", "dense_pool", "prunable"]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -142,18 +142,20 @@ def prunable(
     return pool
 
 
-def require_dense(op: str, model: nn.Module) -> None:
-    """That nothing of a model is pruned.
+def dense_pool(op: str, model: nn.Module, filter_fn: FilterFn | None = None) -> list[Prunable]:
+    """The pool of a model for what works on dense weights alone.
 
     Raises:
-        ValueError: It names what is.
+        ValueError: As :func:`prunable`, and for a model that is pruned.
     """
-    for path, module in model.named_modules():
-        if isinstance(module, SparseModule) or guards(module):
+    pool = prunable(model, filter_fn)
+    for entry in pool:
+        if entry.mask is not None:
+            where = f"{entry.module_fqn or 'the model'} ({type(entry.module).__name__})"
             raise ValueError(
-                f"{op}: the model must not be pruned yet; make it dense by snipkern.to_dense_(model) (got a pruned"
-                f" {type(module).__name__}, {path or 'the model itself'})"
+                f"{op}: the model must not be pruned yet; call snipkern.to_dense_(model) first (got {where})"
             )
+    return pool
 
 
 def _is_pooled(

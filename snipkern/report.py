@@ -151,13 +151,17 @@ def collapses(layers: Sequence[Layer]) -> list[str]:
     """What is cut through, in one sentence each; nothing where nothing is, or where nobody has looked."""
     weights = [layer for layer in layers if len(layer.shape) > 1 and layer.numel]
     flows = [layer.flow for layer in weights if layer.flow is not None]
-    empty = [layer.name for layer in weights if not layer.kept]
+    lost = [layer.name for layer in weights if not layer.kept]
+    states = [name for name in lost if name.rpartition(".")[2].startswith("weight_hh")]
+    empty = [name for name in lost if name not in states]
     idle = [layer.name for layer in weights if layer.kept and layer.flow is not None and not layer.flow.effective]
     found: list[str] = []
     if empty:
         found.append(
             f"nothing is kept of {listed(empty)}: only biases are left in {'their' if len(empty) > 1 else 'its'} place."
         )
+    if states:
+        found.append(f"nothing is kept of {listed(states)}: no gate there hears the outputs of the step before.")
     if weights and len(flows) == len(weights) and not any(flow.effective for flow in flows):
         found.append(
             "no path of kept weights leads from the model's inputs to its outputs: they depend on each other only by"

@@ -37,6 +37,9 @@ def test_each_kind_of_collapse_is_said_once():
         "no kept weight of a, c is on a path from the model's inputs to its outputs: what feeds or reads them is pruned"
         " away."
     ]
+    assert collapses([layer("r.weight_hh_l0", 0, 0), layer("b", 3, 3)]) == [
+        "nothing is kept of r.weight_hh_l0: no gate there hears the outputs of the step before."
+    ]
     whole = collapses([layer("a", 0, 0), layer("b", 3, 0)])
     assert len(whole) == 2 and whole[1].startswith("no path of kept weights leads from the model's inputs")
     assert len(collapses([layer("a", 0, None), layer("b", 3, None)])) == 1  # nobody has looked for paths

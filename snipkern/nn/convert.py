@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from snipkern.layout import Layout
 from snipkern.masks import Mask
-from snipkern.nn.fast_paths import leave_, restore_
+from snipkern.nn.fast_paths import leave_fast_paths_, restore_fast_paths_
 from snipkern.nn.masked import guard_, guards, unguard_
 from snipkern.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
 from snipkern.nn.sparse import SparseConv2d, SparseLinear
@@ -161,7 +161,7 @@ def apply_(model: nn.Module, conversions: list[Conversion]) -> None:
     for change in conversions:
         if change.topology is None:
             guard_(change.module, change.name, change.mask, change.layout)
-    leave_(model)
+    leave_fast_paths_(model)
 
 
 def sparse_changes(conversions: Iterable[Conversion]) -> dict[nn.Module, dict[str, Conversion]]:
@@ -241,7 +241,7 @@ def to_dense_(model: nn.Module) -> nn.Module:
             unguard_(module)
         if isinstance(module, SparseModule):
             make_dense(module)
-    restore_(model)
+    restore_fast_paths_(model)
     return model
 
 

@@ -98,7 +98,12 @@ def backward_backward(ctx: Any, *of_grads: Tensor | None) -> Gradients:
 
 
 def differentiated(tensor: Tensor | None) -> Tensor | None:
-    """The tensor under another name, so that derivatives by it leave out what it and the others are made of."""
+    """What can be differentiated in the tensor's place.
+
+    Always another tensor than the one given: that may have been computed from others that are given here (a gradient of
+    the output comes from the output, and so from all of them), and what one of them counts for is not to go through
+    it a second time.
+    """
     if tensor is None:
         return None
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snipkern.masks import Mask
 from snipkern.options import keep_of
-from snipkern.pool import FilterFn, Prunable, prunable, require_dense
+from snipkern.pool import FilterFn, Prunable, dense_pool
 from snipkern.prune import sparsify_
 from snipkern.pruned import Pruned
 from snipkern.scoring.gradients import LossFn
@@ -115,8 +115,7 @@ def from_scratch(
     """
     share = keep_of(keep, sparsity)
     _require_options(counted, epochs, lr, strength, target, min_channels)
-    require_dense("from_scratch", model)
-    pool = prunable(model, filter_fn)
+    pool = dense_pool("from_scratch", model, filter_fn)
     trace = traced("from_scratch", model, pool, loader, loss_fn)
     groups = coupled(trace, pool)
     if not groups:
@@ -179,8 +178,7 @@ def channel_masks(
     Raises:
         ValueError: For names that are not pooled, or flags of another dtype or shape.
     """
-    require_dense("channel_masks", model)
-    pool = prunable(model, filter_fn)
+    pool = dense_pool("channel_masks", model, filter_fn)
     shapes = {entry.fqn: entry.parameter.shape for entry in pool}
     for name, flags in channels.items():
         if name not in shapes:

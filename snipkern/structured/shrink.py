@@ -16,7 +16,7 @@ from snipkern.allocation.channels import Channels, Outputs, alive, layers_of, si
 from snipkern.converting import masked_pool
 from snipkern.masks import Mask
 from snipkern.optim import REFUSED
-from snipkern.pool import Prunable, prunable, require_dense
+from snipkern.pool import Prunable, dense_pool
 from snipkern.scoring.gradients import LossFn, default_loss, preserved
 from snipkern.structured.coupled import columns
 from snipkern.structured.cuts import Cuts, picker
@@ -80,10 +80,10 @@ def shrink_(
 
     Cost: four forward passes at most, and a copy of the weights.
     """
-    require_dense("shrink", model)
+    others = dense_pool("shrink", model)
     pool = masked_pool(model, masks)
     given = {entry.fqn for entry in pool}
-    pool += [entry for entry in prunable(model) if entry.fqn not in given]
+    pool += [entry for entry in others if entry.fqn not in given]
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"shrink: optimizer must be a torch.optim.Optimizer (got {type(optimizer).__name__})")
     if optimizer is not None and type(optimizer).__name__ in REFUSED:

@@ -124,7 +124,7 @@ def test_every_path_of_a_recurrent_net(generator, kind, options, last):
     kind, _, projected = kind.partition(" ")
     model = Reader(kind, last, **options, **({"proj_size": 3} if projected else {}))
     graph = traced(model, torch.randn(5, 2, 3))
-    for density in (0.05, 0.12, 0.25, 0.5):
+    for density in (0.12, 0.35):
         names = {n: w for n, w in model.named_parameters() if w.dim() > 1}
         kept = {n: torch.rand(w.shape, generator=generator) < density for n, w in names.items()}
         found = seen_flows(graph, masks_of(model, kept))

@@ -52,10 +52,10 @@ def test_has_the_papers_count_of_parameters(name):
         assert models.NETWORKS[name].millions in (round(count / 1e6, digits), round(bare / 1e6, digits))
 
 
-def prune_and_step(model, shape, batch=4):
+def prune_and_step(model, shape, keep, batch=4):
     images, labels = torch.randn(batch, *shape), torch.arange(batch) % 10
-    pruned = sk.prune_(model, [(images, labels)], keep=0.1)
-    assert pruned.density == pytest.approx(0.1, abs=1e-3)
+    pruned = sk.prune_(model, [(images, labels)], keep=keep)
+    assert pruned.density == pytest.approx(keep, abs=1e-3)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     outputs = model(images)
@@ -71,14 +71,14 @@ def prune_and_step(model, shape, batch=4):
 @pytest.mark.parametrize("name", SMALL)
 def test_small_ones_are_pruned_and_trained(name):
     recurrent = name in ("lstm", "gru")
-    moved = prune_and_step(SMALL[name](), (1, 28, 28) if recurrent else (3, 32, 32))
+    moved = prune_and_step(SMALL[name](), (1, 28, 28) if recurrent else (3, 32, 32), keep=0.5)
     assert "cell.bias_hh_l0" not in moved
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_all_are_pruned_and_trained(name):
-    prune_and_step(models.build(name), models.NETWORKS[name].input, batch=2)
+    prune_and_step(models.build(name), models.NETWORKS[name].input, keep=0.1, batch=2)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -122,11 +122,17 @@ def test_truncated_normal_is_cut_at_two():
     assert layer.weight.std().item() == pytest.approx(0.2 * 0.8796, rel=0.02)
 
 
-def test_gates_are_drawn_by_their_own_fans():
-    cell = nn.LSTM(50, 50)
-    weights.initialise_(nn.ModuleDict({"cell": cell}), "vs-x", torch.Generator().manual_seed(0))
-    for gate in cell.weight_ih_l0.chunk(4):
-        assert gate.var().item() == pytest.approx(2 / 100, rel=0.15)
+def test_cells_are_drawn_as_kernels_of_input_and_state():
+    for cell, (init, variances) in {
+        nn.LSTM(50, 70): ("vs-x", [2 / (120 + 280)]),
+        nn.GRU(50, 70): ("vs-x", [2 / (120 + 140), 2 / (120 + 70)]),
+        nn.LSTM(50, 71): ("vs", [1 / 121]),
+    }.items():
+        weights.initialise_(nn.ModuleDict({"cell": cell}), init, torch.Generator().manual_seed(0))
+        sizes = [4 * cell.hidden_size] if isinstance(cell, nn.LSTM) else [140, 70]
+        for weight in (cell.weight_ih_l0, cell.weight_hh_l0):
+            for part, variance in zip(weight.split(sizes), variances, strict=True):
+                assert part.var().item() == pytest.approx(variance, rel=0.15)
 
 
 def test_norms_keep_their_scale():

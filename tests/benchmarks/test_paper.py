@@ -121,6 +121,8 @@ def test_rates_warm_up_and_decay():
     recipe = replace(TINY, warm_up=10)
     rates = [paper_training._rate(recipe, step, 100) for step in (0, 4, 9, 50, 61, 90)]
     assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.01])
+    straight = [paper_training._rate(replace(TINY, linear=True), step, 100) for step in (0, 50, 99)]
+    assert straight == pytest.approx([1, 0.5, 0.01])
     published = [paper_training._rate(paper_training.FAITHFUL, step, 10**5) for step in (0, 24_999, 25_000, 75_000)]
     assert published == pytest.approx([1, 1, 0.1, 0.001])
 
