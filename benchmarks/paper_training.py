@@ -55,7 +55,7 @@ class Recipe:
 _RECURRENT = Recipe("adam", 5e-3, 20, weight_decay=0.0, clip=1.0, linear=True)
 _CIFAR = Recipe("sgd", 0.1, 250, batch=128, decay_every=30_000, held_out=0.1, augment=True)
 #: What works here in little time, by the first part of a network's name. LeNet-5 has no activation after its
-#: convolutions: at 2 % of the weights it diverges at once without a warm-up and a bound on the gradient.
+#: convolutions, and may diverge at this rate where little is kept: hence the warm-up and the bound on the gradient.
 RECIPES = {
     "lenet-300-100": Recipe("sgd", 0.1, 30),
     "lenet-5": Recipe("sgd", 0.1, 20, warm_up=600, clip=1.0),

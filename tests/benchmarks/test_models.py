@@ -52,9 +52,9 @@ def test_has_the_papers_count_of_parameters(name):
         assert models.NETWORKS[name].millions in (round(count / 1e6, digits), round(bare / 1e6, digits))
 
 
-def prune_and_step(model, shape, keep, batch=4):
+def prune_and_step(model, shape, keep, batch=4, engine="csr"):
     images, labels = torch.randn(batch, *shape), torch.arange(batch) % 10
-    pruned = sk.prune_(model, [(images, labels)], keep=keep)
+    pruned = sk.prune_(model, [(images, labels)], keep=keep, engine=engine)
     assert pruned.density == pytest.approx(keep, abs=1e-3)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -78,7 +78,7 @@ def test_small_ones_are_pruned_and_trained(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_all_are_pruned_and_trained(name):
-    prune_and_step(models.build(name), models.NETWORKS[name].input, keep=0.1, batch=2)
+    prune_and_step(models.NETWORKS[name].make(), models.NETWORKS[name].input, keep=0.1, batch=2, engine="masked")
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
