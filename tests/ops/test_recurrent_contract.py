@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_cases import MODES, op_args, random_recurrent
+from recurrent_op_cases import MODES, op_args, random_recurrent
 from torch import Tensor
 
 from snipkern.testing import run_on, tiers

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recurrent_cases import MODES, op_args, random_recurrent
+from recurrent_op_cases import MODES, op_args, random_recurrent
 
 from snipkern.testing import FLOATS, run_on, tiers
 
