@@ -27,8 +27,7 @@ from snipkern.ops.schema_saliency import SCORES
 from snipkern.options import loader_of
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.scoring.gradients import LossFn, default_loss
-from snipkern.scoring.left import Left, require_left
-from snipkern.selection.select import kept_count
+from snipkern.scoring.left import Left, kept_of
 
 __all__ = ["Agreement", "Comparison", "compare", "spearman"]
 
@@ -145,7 +144,7 @@ def compare(
         raise ValueError("compare: the model must not be sharded; compare before fully_shard (got one with DTensors)")
     pool = team.ranks.together(lambda: prunable(team.model, filter_fn))
     total = sum(entry.shape.numel() for entry in pool)
-    kept = team.ranks.together(lambda: _kept(pool, total, keep))
+    kept = team.ranks.together(lambda: kept_of(pool, keep))
 
     def seen(criterion: Criterion) -> tuple[dict[str, Tensor] | None, Mapping[str, Mask]]:
         return _seen(team, pool, criterion, Looking(loader, loss_fn or default_loss, batches, kept, progress))
@@ -154,12 +153,6 @@ def compare(
     assert ours is not None
     rows = [row for criterion in chosen for row in _agreements(_label(criterion), *seen(criterion), ours, masks)]
     return Comparison(_label(yardstick), kept / total, rows)
-
-
-def _kept(pool: list[Prunable], total: int, keep: float | int) -> int:
-    kept = kept_count(total, keep)
-    require_left(pool, kept, total)
-    return kept
 
 
 @dataclass(frozen=True)

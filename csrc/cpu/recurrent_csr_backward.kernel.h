@@ -244,7 +244,9 @@ void recurrent_csr_backward(const RecurrentCsrBackward& call, const TaskRunner& 
     });
   });
   const auto finish = [&](int64_t place, int64_t total, void* to) {
-    sum_chains<T>(sums + place, places.size, chains, total, to, run);
+    if (to == nullptr) return;
+    const A* rest = chains > 1 ? sums + places.size + place : nullptr;
+    add_chains(sums + place, rest, places.size, chains, total, static_cast<T*>(to), run);
   };
   finish(places.ih, forward.ih.nnz(), call.grad_ih);
   finish(places.hh, forward.hh.nnz(), call.grad_hh);

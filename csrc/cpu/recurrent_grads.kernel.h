@@ -115,25 +115,6 @@ struct SumPlaces {
   }
 };
 
-// to = sums [chains][stride] over the chains.
-template <typename T>
-void sum_chains(const accumulator_t<T>* sums, int64_t stride, int64_t chains, int64_t total, void* to,
-                const TaskRunner& run) {
-  using A = accumulator_t<T>;
-  if (to == nullptr) return;
-  const double work = static_cast<double>(chains) * total;
-  const int64_t parts = task_count(work, 64);
-  run_if_worth(run, work, parts, [&](int64_t part) {
-    const int64_t last = part_begin(total, parts, part + 1);
-    for (int64_t k = part_begin(total, parts, part); k < last; k += kLanes<A>) {
-      const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, last - k));
-      Vec<A> sum = widen_partial(sums + k, count);
-      for (int64_t chain = 1; chain < chains; ++chain) sum += widen_partial(sums + chain * stride + k, count);
-      narrow_partial(static_cast<T*>(to) + k, sum, count);
-    }
-  });
-}
-
 }  // namespace
 }  // namespace SNIPKERN_TIER
 }  // namespace snipkern

@@ -203,6 +203,25 @@ void unpack_group(const accumulator_t<T>* group, int64_t batch, int64_t outputs,
   }
 }
 
+// to = first + the rows of rest [chains - 1, count], from `rest` on `stride` apart.
+template <typename T>
+void add_chains(const accumulator_t<T>* first, const accumulator_t<T>* rest, int64_t stride, int64_t chains,
+                int64_t total, T* to, const TaskRunner& run) {
+  using A = accumulator_t<T>;
+  if (static_cast<const void*>(first) == to && chains == 1) return;
+  const double work = static_cast<double>(chains) * total;
+  const int64_t parts = task_count(work, 64);
+  run_if_worth(run, work, parts, [&](int64_t part) {
+    const int64_t last = part_begin(total, parts, part + 1);
+    for (int64_t k = part_begin(total, parts, part); k < last; k += kLanes<A>) {
+      const int count = static_cast<int>(std::min<int64_t>(kLanes<A>, last - k));
+      Vec<A> sum = widen_partial(first + k, count);
+      for (int64_t chain = 1; chain < chains; ++chain) sum += widen_partial(rest + (chain - 1) * stride + k, count);
+      narrow_partial(to + k, sum, count);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace SNIPKERN_TIER
 }  // namespace snipkern

@@ -7,11 +7,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from snipkern.scoring.gradients import LossFn, describe
-from snipkern.scoring.stateless import own_names
+from snipkern.scoring.stateless import called_with
 
 __all__ = ["Batch", "Losses", "only_output", "outputs_seen"]
 
@@ -84,8 +83,7 @@ class Losses(nn.Module):
 
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """The loss, with these parameters and buffers in the model's places; tied ones are replaced together."""
-        found = own_names(self.model, weights)
-        return functional_call(self, {f"model.{name}": weight for name, weight in found.items()}, (batch,))
+        return called_with(self, {f"model.{name}": weight for name, weight in weights.items()}, (batch,))
 
 
 @contextlib.contextmanager

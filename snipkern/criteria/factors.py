@@ -109,7 +109,7 @@ class Factors:
                 with torch.no_grad():  # of all but the weights that are given
                     made = vmap(pulled, randomness="different")(list(tensors), vectors)
                 return {name: rows.flatten(0, 1) for name, rows in made.items()}
-            except (RuntimeError, NotImplementedError):
+            except RuntimeError:
                 # Not every operation can be mapped; what is wrong with the model itself comes up again below.
                 self.mapped = False
         return self._one_by_one(values, tensors, vectors)

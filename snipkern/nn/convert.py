@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -130,20 +130,29 @@ def prepare(
     require_kernels_for(module, layout, cover)
     topology = build(mask, layout, cover)
     if parameter.is_meta:
-        values = nn.Parameter(parameter.detach().new_empty(topology.nnz), parameter.requires_grad)
-        vars(values).update(vars(parameter))
+        values = successor(parameter, lambda tensor: tensor.new_empty(topology.nnz))
         return Conversion(module, name, mask, parameter, values, topology)
     index = topology.flat_index(parameter.device)
-    values = nn.Parameter(parameter.detach().reshape(-1)[index], parameter.requires_grad)
-    vars(values).update(vars(parameter))
-    if parameter.grad is not None:
-        values.grad = parameter.grad.detach().reshape(-1)[index]
+    values = successor(parameter, lambda tensor: tensor.reshape(-1)[index])
     if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
         warnings.warn(
             f"{type(module).__name__}.{name}: hooks on the parameter are not carried over to weight_values",
             stacklevel=2,
         )
     return Conversion(module, name, mask, parameter, values, topology)
+
+
+def successor(before: nn.Parameter, carry: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """The parameter that takes another one's place, with its attributes, its values and its gradient.
+
+    Args:
+        carry: Makes a tensor of the new parameter's shape from one of the old one's.
+    """
+    after = nn.Parameter(carry(before.detach()), before.requires_grad)
+    vars(after).update(vars(before))
+    if before.grad is not None:
+        after.grad = carry(before.grad.detach())
+    return after
 
 
 def require_kernels_for(module: nn.Module, *grids: Layout | None) -> None:

@@ -11,7 +11,7 @@ from snipkern.nn.functional import sparse_linear
 from snipkern.ops.checks import require, require_bias, require_float, require_like
 from snipkern.ops.eager import differentiable
 from snipkern.ops.reference_recurrent import recurrence
-from snipkern.ops.schema_recurrent import GATES, MODES, require_sizes
+from snipkern.ops.schema_recurrent import GATES, MODES, require_sizes, require_steps
 from snipkern.topology import BaseTopology, Topology
 
 __all__ = ["Weight", "recurrent_layer"]
@@ -122,12 +122,7 @@ def _check(
             require_like(NAME, f"the values of {name}", values, x, "x")
     for bias in (bias_ih, bias_hh):
         require_bias(NAME, bias, rows, x)
-    require(
-        batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu",
-        NAME,
-        "batch_sizes must be int64 [steps] on the CPU",
-        f"{list(batch_sizes.shape)} {batch_sizes.dtype} on {batch_sizes.device}",
-    )
+    require_steps(NAME, batch_sizes)
     require(c0 is None or mode == "LSTM", NAME, "only an LSTM has a cell c0", mode)
     for name, state, size in (("h0", h0, out), ("c0", c0, hidden)):
         if state is not None:

@@ -129,10 +129,7 @@ def _narrowing(
     layout: Layout | None = None,
 ) -> Narrowing:
     """With a new parameter, which has the old one's gradient and attributes."""
-    values = nn.Parameter(carry(before.detach()), before.requires_grad)
-    vars(values).update(vars(before))
-    if before.grad is not None:
-        values.grad = carry(before.grad.detach())
+    values = convert.successor(before, carry)
     guard = guards(module).get(name)
     own = {guard.hook_id} if guard is not None and guard.hook_id is not None else set[int]()
     hooks: Any = (before._backward_hooks or {}, before._post_accumulate_grad_hooks or {})  # pyright: ignore

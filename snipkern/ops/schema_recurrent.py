@@ -68,12 +68,7 @@ def require_layer(
         require(c0.dim() == 2 and c0.shape[0] == batch, name, f"c0 must be [{batch}, hidden]", list(c0.shape))
         require_like(name, "c0", c0, x, "x")
         hidden = c0.shape[1]
-    require(
-        batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu",
-        name,
-        "batch_sizes must be int64 [steps] on the CPU",
-        f"{list(batch_sizes.shape)} {batch_sizes.dtype}",
-    )
+    require_steps(name, batch_sizes)
     require(
         (values_hr is None) == (topology_hr is None) and (values_hr is None or mode == LSTM),
         name,
@@ -96,6 +91,17 @@ def require_layer(
     require_bias(name, bias_ih, rows, x)
     require_bias(name, bias_hh, rows, x)
     return hidden
+
+
+def require_steps(name: str, batch_sizes: Tensor) -> None:
+    """What can be told of batch sizes without reading them."""
+    on_cpu = batch_sizes.device.type == "cpu"
+    require(
+        batch_sizes.dtype == torch.int64 and batch_sizes.dim() == 1 and on_cpu,
+        name,
+        "batch_sizes must be int64 [steps] on the CPU",
+        f"{list(batch_sizes.shape)} {batch_sizes.dtype}{'' if on_cpu else f' on {batch_sizes.device}'}",
+    )
 
 
 def require_sizes(name: str, batch_sizes: Tensor, batch: int, rows: int) -> list[int]:

@@ -104,7 +104,7 @@ class Gradual:
         pruned = None
         if step in self._times:
             if self._densities is None:
-                start = self._target.left() / self._target.weights()
+                start = self._target.density()
                 self._densities = densities(self._schedule, self._target.fraction(), self._ways, start)
             pruned = self._target.prune_(self._densities[self._times.index(step)])
         self.steps = step
@@ -116,8 +116,7 @@ class Gradual:
         return {
             "steps": self.steps,
             "densities": self._densities,
-            "weights": self._target.weights(),
-            "left": self._target.left(),
+            **self._target.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

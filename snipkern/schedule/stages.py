@@ -98,12 +98,12 @@ class PruneRetrain(Iterator[Stage]):
     def _found_densities(self) -> list[float]:
         """From the density that the model has when the first stage begins."""
         if self._densities is None:
-            start = self._target.left() / self._target.weights()
+            start = self._target.density()
             self._densities = densities(self._schedule, self._target.fraction(), self._rounds, start)
         return self._densities
 
     def _stage(self, number: int, pruned: Pruned | None, resumed: bool = False) -> Stage:
-        density = self._target.left() / self._target.weights()
+        density = self._target.density()
         keep = self._found_densities()[number - 1] if number > 0 else density
         return Stage(number, self._rounds, keep, density, pruned, resumed)
 
@@ -112,8 +112,7 @@ class PruneRetrain(Iterator[Stage]):
         return {
             "number": self._number,
             "densities": self._densities,
-            "weights": self._target.weights(),
-            "left": self._target.left(),
+            **self._target.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

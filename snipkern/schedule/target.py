@@ -61,11 +61,17 @@ class Target:
 
     def weights(self) -> int:
         """Weights of the pool, pruned or not."""
-        return sum(entry.shape.numel() for entry in self._pool())
+        return self.state()["weights"]
 
-    def left(self) -> int:
-        """Weights of the pool that are not pruned."""
-        return sum(entry.left for entry in self._pool())
+    def state(self) -> dict[str, int]:
+        """Weights of the pool, and those of them that are not pruned; for state dicts."""
+        pool = self._pool()
+        return {"weights": sum(entry.shape.numel() for entry in pool), "left": sum(entry.left for entry in pool)}
+
+    def density(self) -> float:
+        """Share of the weights that is not pruned."""
+        state = self.state()
+        return state["left"] / state["weights"]
 
     def _pool(self) -> list[Any]:
         team = team_of(self.model, self.arguments.get("process_group"))
@@ -82,11 +88,12 @@ class Target:
         Raises:
             ValueError: If it isn't.
         """
-        here = self.left(), self.weights()
-        if here != (state["left"], state["weights"]):
+        here = self.state()
+        if any(here[name] != state[name] for name in here):
             raise ValueError(
                 f"schedule: the model must be pruned as it was when the state was saved, with {state['left']} of"
-                f" {state['weights']} weights; load its state first, by snipkern.load_ (got {here[0]} of {here[1]})"
+                f" {state['weights']} weights; load its state first, by snipkern.load_ (got {here['left']}"
+                f" of {here['weights']})"
             )
 
     def prune_(self, density: float) -> Pruned | None:
@@ -97,7 +104,8 @@ class Target:
         """
         last = density == self.fraction()
         keep = self.keep if last else density
-        if kept_count(self.weights(), keep) >= self.left():
+        here = self.state()
+        if kept_count(here["weights"], keep) >= here["left"]:
             return None
         return prune_(self.model, self.loader, keep, **self.arguments)  # pyright: ignore[reportArgumentType]
 

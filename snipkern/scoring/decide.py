@@ -26,9 +26,8 @@ from snipkern.parallel.shards import Cut, Gathered, Shards, assembled, is_sharde
 from snipkern.pool import Prunable
 from snipkern.scoring.backward import accumulated
 from snipkern.scoring.gradients import LossFn, default_loss
-from snipkern.scoring.left import LeftOf, is_pruned, left_shape, require_left, widened
+from snipkern.scoring.left import LeftOf, is_pruned, kept_of, left_shape, widened
 from snipkern.scoring.stream import Stream, agreed_loss
-from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Alone, Ranks, Source
 from snipkern.selection.topk import top_words
 
@@ -73,7 +72,7 @@ def decided(
     """
     ranks = team.ranks
     # A wrong number to keep is said before any scoring.
-    kept = ranks.together(lambda: _kept(pool, keep))
+    kept = ranks.together(lambda: kept_of(pool, keep))
     settings: dict[str, object] = {"keep": kept, "memory": how.memory, "batches": how.batches, "options": shares}
     # Without addresses, which differ between processes.
     settings["criterion"] = re.sub(" at 0x[0-9a-f]+", "", repr(criterion))
@@ -88,14 +87,6 @@ def decided(
         raise
     require_same_masks(found.chosen.masks, ranks)
     return found
-
-
-def _kept(pool: Sequence[Prunable], keep: float | int) -> int:
-    """How many weights to keep of all, pruned or not."""
-    total = sum(entry.shape.numel() for entry in pool)
-    kept = kept_count(total, keep)
-    require_left(pool, kept, total)
-    return kept
 
 
 def _nothing() -> None:

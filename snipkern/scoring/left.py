@@ -10,12 +10,14 @@ from torch import Tensor
 
 from snipkern.masks import Mask
 from snipkern.pool import Prunable
+from snipkern.selection.select import kept_count
 from snipkern.selection.sources import Source
 
 __all__ = [
     "Left",
     "LeftOf",
     "is_pruned",
+    "kept_of",
     "left_of",
     "left_shape",
     "narrowed",
@@ -45,6 +47,18 @@ def require_left(pool: Sequence[Prunable], kept: int, total: int) -> None:
             f"prune: what is pruned stays pruned; keep must be at most what is left, {left} of {total} weights"
             f" ({left / total:.4g}) (got {kept})"
         )
+
+
+def kept_of(pool: Sequence[Prunable], keep: float | int) -> int:
+    """How many weights to keep of all, pruned or not.
+
+    Raises:
+        ValueError: For a bad ``keep``, and for more than what is left.
+    """
+    total = sum(entry.shape.numel() for entry in pool)
+    kept = kept_count(total, keep)
+    require_left(pool, kept, total)
+    return kept
 
 
 def left_of(entry: Prunable, tensor: Tensor) -> Tensor:

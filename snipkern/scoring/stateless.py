@@ -39,13 +39,9 @@ def own_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 def called_with(
     module: nn.Module, tensors: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> Any:
-    """As ``torch.func.functional_call``, tied ones replaced together; recurrent modules are as before afterwards too.
+    """As ``torch.func.functional_call``, tied ones replaced together; names are the dense model's.
 
-    They hold lists of their weights, in which torch leaves the tensors of the call. Names are the dense model's.
+    torch leaves the call's tensors in the lists by which recurrent modules compute: :func:`gradients.preserved` puts
+    those back, and must be around all such calls.
     """
-    lists = [(m, list(m._flat_weights)) for m in module.modules() if isinstance(m, nn.RNNBase)]
-    try:
-        return functional_call(module, own_names(module, tensors), tuple(args), dict(kwargs or {}))
-    finally:
-        for recurrent, weights in lists:
-            recurrent._flat_weights = weights
+    return functional_call(module, own_names(module, tensors), tuple(args), dict(kwargs or {}))

@@ -117,13 +117,20 @@ def columns(trace: Trace, name: str, shape: torch.Size, kept: Mapping[str, Flags
     return np.logical_or.reduce([part for part in parts if part is not None]).reshape(groups, shape[1])
 
 
+def _rows_and_columns(trace: Trace, entry: Prunable, kept: Mapping[str, Flags]) -> tuple[Flags, Flags]:
+    """Which outputs and which inputs of each group of a layer are left, ``[groups, outputs / groups]`` and columns."""
+    shape = entry.parameter.shape
+    cols = columns(trace, entry.fqn, shape, kept)
+    rows = kept.get(entry.fqn, np.ones(shape[0], dtype=np.bool_)).reshape(cols.shape[0], -1)
+    return rows, cols
+
+
 def kept_counts(trace: Trace, pool: Sequence[Prunable], kept: Mapping[str, Flags]) -> dict[str, int]:
     """How many weights of each parameter are left with these outputs."""
     found: dict[str, int] = {}
     for entry in pool:
         shape = entry.parameter.shape
-        cols = columns(trace, entry.fqn, shape, kept)
-        rows = kept.get(entry.fqn, np.ones(shape[0], dtype=np.bool_)).reshape(cols.shape[0], -1)
+        rows, cols = _rows_and_columns(trace, entry, kept)
         found[entry.fqn] = int((rows.sum(1) * cols.sum(1)).sum()) * shape[2:].numel()
     return found
 
@@ -133,8 +140,7 @@ def masks_of(trace: Trace, pool: Sequence[Prunable], kept: Mapping[str, Flags]) 
     masks: dict[str, Mask] = {}
     for entry in pool:
         shape = entry.parameter.shape
-        cols = columns(trace, entry.fqn, shape, kept)
-        rows = kept.get(entry.fqn, np.ones(shape[0], dtype=np.bool_)).reshape(cols.shape[0], -1)
+        rows, cols = _rows_and_columns(trace, entry, kept)
         both = torch.from_numpy(rows[:, :, None] & cols[:, None, :]).reshape(shape[:2])
         masks[entry.fqn] = Mask.from_dense(both.reshape(*shape[:2], *(1,) * (len(shape) - 2)).expand(shape))
     return masks
