@@ -107,27 +107,31 @@ def _table_1(rows: Sequence[Row]) -> Table:
 
 def _table_2(rows: Sequence[Row]) -> Table:
     columns = ("sparsity", "paper: dense, pruned", "ours: dense", "pruned", "change: paper's", "ours", "trained")
-    grid = table("Table 2: test error, %", "network", *columns)
+    grid = table("Table 2: test error, %", "network, method", *columns)
     mine = [r for r in trainings(rows) if r["model"] in (*RECURRENT, *CIFAR)]
     for (model, *_), found in _groups(mine, "model").items():
         keep, dense_error, pruned_error = TABLE_2[model]
         dense = [r for r in found if r["method"] == "dense"]
-        pruned = [r for r in found if r["method"] == "snip" and r["keep"] == keep]
-        both = bool(dense and pruned)
-        change = both and statistics.fmean(r["test_error"] for r in pruned) - statistics.fmean(
-            r["test_error"] for r in dense
-        )
-        grid.add_row(
-            NETWORKS[model].title,
-            f"{100 * (1 - keep):.0f} %",
-            f"{dense_error:.2f}, {pruned_error:.2f}",
-            _ours(dense) if dense else "-",
-            _ours(pruned) if pruned else "-",
-            f"{pruned_error - dense_error:+.2f}",
-            f"{change:+.2f}" if both else "-",
-            _trained(found[0]),
-        )
+        at_keep = [r for r in found if r["method"] != "dense" and r["keep"] == keep]
+        methods = [name for name in METHODS if any(r["method"] == name for r in at_keep)]
+        for method in methods or ["snip"]:
+            pruned = [r for r in at_keep if r["method"] == method]
+            grid.add_row(
+                f"{NETWORKS[model].title}, {method}",
+                f"{100 * (1 - keep):.0f} %",
+                f"{dense_error:.2f}, {pruned_error:.2f}",
+                _ours(dense) if dense else "-",
+                _ours(pruned) if pruned else "-",
+                f"{pruned_error - dense_error:+.2f}",
+                _change(dense, pruned),
+                _trained(found[0]),
+            )
     return grid
+
+
+def _change(dense: Sequence[Row], pruned: Sequence[Row]) -> str:
+    """How much more error the pruned networks make than the dense ones."""
+    return _gap(pruned, statistics.fmean(row["test_error"] for row in dense)) if dense and pruned else "-"
 
 
 def _table_3(rows: Sequence[Row]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ RECIPES = {
     "lenet-300-100": Recipe("sgd", 0.1, 30),
     "lenet-5": Recipe("sgd", 0.1, 20, warm_up=600, clip=1.0),
     "lstm": _RECURRENT,
-    "gru": _RECURRENT,
+    "gru": replace(_RECURRENT, lr=1e-2, epochs=30),
     "alexnet": _CIFAR,
     "vgg": _CIFAR,
     "wrn": _CIFAR,
