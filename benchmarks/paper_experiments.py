@@ -10,7 +10,7 @@ import models
 from paper_classes import OneClass
 from paper_methods import AFTER, AT_START, METHODS, available
 from paper_runs import Run
-from paper_training import FAITHFUL, RECIPES, Recipe
+from paper_training import DENSE_RECIPES, FAITHFUL, RECIPES, Recipe
 from weights import INITIALISATIONS
 
 __all__ = ["EXPERIMENTS", "Scale", "planned"]
@@ -66,19 +66,20 @@ class Scale:
     networks: tuple[str, ...] = tuple(models.NETWORKS)
     methods: tuple[str, ...] = METHODS
 
-    def recipe(self, network: str) -> Recipe:
+    def recipe(self, network: str, method: str = "snip") -> Recipe:
         """The recipe of a network, with what was asked for in its place."""
         if self.faithful and network.startswith("lenet"):
             epochs = FAITHFUL.epochs if self.iterations is None else max(1, round(self.iterations / 540))
             return replace(FAITHFUL, epochs=epochs)
-        recipe = next(RECIPES[name] for name in RECIPES if network.startswith(name))
+        recipes = {**RECIPES, **DENSE_RECIPES} if method == "dense" else RECIPES
+        recipe = next(recipes[name] for name in recipes if network.startswith(name))
         if self.few:
             recipe = replace(recipe, epochs=min(recipe.epochs, 3), warm_up=min(recipe.warm_up, 40))
         return replace(recipe, epochs=self.epochs or recipe.epochs)
 
     def run(self, network: str, method: str, keep: float, seed: int, **others: Any) -> Run:
         dataset = CIFAR10 if network in CIFAR else self.dataset
-        recipe = others.pop("recipe", self.recipe(network))
+        recipe = others.pop("recipe", self.recipe(network, method))
         scored = others.pop("scored", 100 if recipe.faithful else 1000)
         if method == "dense":
             keep, scored = 1.0, 0
