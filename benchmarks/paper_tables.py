@@ -114,16 +114,16 @@ def _table_2(rows: Sequence[Row]) -> Table:
         paper_keep, dense_error, pruned_error = TABLE_2[model]
         if keep not in (1.0, paper_keep):
             continue
-        dense = found if method == "dense" else _best_dense(groups, model, dataset)
-        pruned = [] if method == "dense" else found
+        is_dense = method == "dense"
+        dense = found if is_dense else _best_dense(groups, model, dataset)
         grid.add_row(
             f"{NETWORKS[model].title}, {method}",
             f"{100 * (1 - keep):.0f} %",
-            f"{dense_error:.2f}, {pruned_error:.2f}",
+            f"{dense_error:.2f}" if is_dense else f"{dense_error:.2f}, {pruned_error:.2f}",
             _ours(dense),
-            _ours(pruned) if pruned else "-",
-            f"{pruned_error - dense_error:+.2f}",
-            _change(dense, pruned),
+            "-" if is_dense else _ours(found),
+            "-" if is_dense else f"{pruned_error - dense_error:+.2f}",
+            "-" if is_dense else _change(dense, found),
             _trained(found[0]),
         )
     return grid
@@ -137,7 +137,7 @@ def _best_dense(groups: Mapping[tuple[Any, ...], list[Row]], model: str, dataset
 
 def _change(dense: Sequence[Row], pruned: Sequence[Row]) -> str:
     """How much more error the pruned networks make than the dense ones."""
-    return _gap(pruned, statistics.fmean(row["test_error"] for row in dense)) if dense and pruned else "-"
+    return _gap(pruned, statistics.fmean(row["test_error"] for row in dense)) if dense else "-"
 
 
 def _table_3(rows: Sequence[Row]) -> Table:

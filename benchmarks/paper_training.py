@@ -65,7 +65,7 @@ RECIPES = {
     "vgg": _CIFAR,
     "wrn": _CIFAR,
 }
-#: Of dense networks that take another one. The training of a dense GRU breaks down at the rate where a pruned one gains.
+#: Of dense networks that take another one: at the rate where pruned GRUs gain, a dense one's training breaks down.
 DENSE_RECIPES = {"gru": replace(_RECURRENT, epochs=10)}
 #: The published set-up for MNIST; 100,000 iterations, after which the rate is 1e-5.
 FAITHFUL = Recipe("sgd", 0.1, 185, decay_every=25_000, held_out=0.1, faithful=True)
