@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from snipkern.distributed import Team, team_of
 from snipkern.masks import Mask
 from snipkern.ops.reference_saliency import scores_of
 from snipkern.ops.schema_saliency import SCORES
-from snipkern.options import loader_of
+from snipkern.options import loader_of, reread_of
 from snipkern.pool import FilterFn, Prunable, prunable
 from snipkern.scoring.gradients import LossFn, default_loss
 from snipkern.scoring.left import Left, kept_of
@@ -135,10 +135,7 @@ def compare(
         raise ValueError(f"compare: against must be a criterion with scores of its own (got {_label(yardstick)})")
     for criterion in (yardstick, *chosen):
         loader_of(loader, core(criterion).name, core(criterion).needs_data)
-    if isinstance(loader, Iterator):
-        raise ValueError(
-            f"compare: loader must be iterable once for each criterion, such as a list (got {type(loader).__name__})"
-        )
+    reread_of("compare", loader, "criterion")
     team = team_of(model, process_group)
     if team.sharded:
         raise ValueError("compare: the model must not be sharded; compare before fully_shard (got one with DTensors)")

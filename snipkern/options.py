@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from snipkern.engine.choice import ENGINES
@@ -103,6 +103,14 @@ def loader_of(loader: object, criterion: str, needs_data: bool) -> None:
     """Checks that there is data where it is needed."""
     if loader is None and needs_data:
         raise ValueError(f"prune: loader must be given for criterion={criterion!r} (got None)")
+
+
+def reread_of(op: str, loader: object, each: str) -> None:
+    """Checks a loader that is gone through several times: an iterator shows its batches once."""
+    if isinstance(loader, Iterator):  # to ask iter() whether it is one would draw random numbers
+        raise ValueError(
+            f"{op}: loader must be iterable once for each {each}, such as a list (got {type(loader).__name__})"
+        )
 
 
 def sharded_of(sharded: bool, paper: bool, criterion: str, can_be: bool) -> None:

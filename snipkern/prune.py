@@ -127,8 +127,9 @@ def prune_(*args: Any, **kwargs: Any) -> Pruned:
     Args:
         model: Dense, with initialised parameters. Its modules change class in place; it stays the same object.
         loader: Iterable of batches: ``(inputs, integer labels)``, mappings for a model that returns ``.loss``, or
-            anything that ``loss_fn`` takes. None will do for criteria that need no data; engines are then chosen, and
-            ``cascade`` goes, without knowing what feeds a layer.
+            anything that ``loss_fn`` takes. Of an iterator as many are taken as ``batches`` says. None will do for
+            criteria that need no data; engines are then chosen, and ``cascade`` goes, without knowing what feeds a
+            layer.
         keep: Fraction of the pooled weights to keep, in (0, 1], or an int: their number. Exactly
             ``round(keep * N)`` are kept.
         sparsity: ``1 - keep``, as an alternative to it.

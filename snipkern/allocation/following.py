@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snipkern.allocation.channels import Channels, Outside, Unknown, concatenated, repeated, united
 from snipkern.allocation.functions import KEEPING, PACKING, REDUCING, RESHAPING, UNITING
 
-__all__ = ["Given", "Origin", "follow", "tensors"]
+__all__ = ["Given", "Origin", "follow", "passed_on", "tensors"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ def tensors(values: Sequence[Any]) -> list[Tensor]:
         elif isinstance(value, (tuple, list)):
             found += tensors(value)
     return found
+
+
+def passed_on(tensor: Tensor, known: Iterable[Tensor]) -> Tensor | None:
+    """What ``fully_shard`` hands to a module as this tensor, by an identity function of its own; else None."""
+    function = tensor.grad_fn
+    if function is None or "RegisterPostBackwardFunction" not in function.name():
+        return None
+    before = [made for made, _ in function.next_functions]
+    for other in known:
+        same = other.data_ptr() == tensor.data_ptr() and other.shape == tensor.shape
+        if same and any(other.grad_fn is made for made in before):
+            return other
+    return None
 
 
 def follow(

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snipkern.allocation import recurrent
 from snipkern.allocation.channels import Channels, Outputs, Outside, Unknown, united
-from snipkern.allocation.following import Given, Origin, follow, tensors
+from snipkern.allocation.following import Given, Origin, follow, passed_on, tensors
 from snipkern.allocation.functions import CALL, CELLS, LAYERS, LOOKUPS, RECURRENT
 from snipkern.allocation.graph import Graph
+from snipkern.nn.recurrent import SparseRecurrent
 from snipkern.nn.sparse import SparseWeight
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
@@ -94,10 +95,14 @@ class Watch(TorchFunctionMode):
             results = [given[0][0]]
         if not results:
             return
-        if name == "index_select" and args[0] in self._states:  # back from packed sequences: examples change places
+        # Back from packed sequences, whose examples change places, or from one without a batch.
+        if (name == "index_select" or (name == "squeeze" and args[1:] == (1,))) and args[0] in self._states:
             self._states[results[0]] = self._states[args[0]]
         found = self._recurrent(name, args, given, results) if name in RECURRENT or name in CELLS else None
-        origins = found or [self._origin(name, args, kwargs, given, results)] * len(results)
+        self._come(results, found or [self._origin(name, args, kwargs, given, results)] * len(results))
+
+    def _come(self, results: Sequence[Tensor], origins: Sequence[Origin | None]) -> None:
+        """Notes where results come from."""
         for result, origin in zip(results, origins, strict=True):
             outside = origin is None or isinstance(origin.channels, Outside)
             if outside and result.grad_fn is None:
@@ -112,24 +117,12 @@ class Watch(TorchFunctionMode):
         view that was written to), may come from anything before.
         """
         if tensor.grad_fn is not None and tensor not in self._origins:
-            same = self._passed_on(tensor)
+            same = passed_on(tensor, self._origins) if self._sharded else None
             if same is None:
                 self.graph.used += self._made
                 self._made.clear()  # they stay used
             self._origins[tensor] = None if same is None else self._origins[same]
         return self._origins.get(tensor)
-
-    def _passed_on(self, tensor: Tensor) -> Tensor | None:
-        """What ``fully_shard`` hands to a module as this tensor, by an identity function of its own; else None."""
-        function = tensor.grad_fn
-        if not self._sharded or function is None or "RegisterPostBackwardFunction" not in function.name():
-            return None
-        before = [made for made, _ in function.next_functions]
-        for known in self._origins:
-            same = known.data_ptr() == tensor.data_ptr() and known.shape == tensor.shape
-            if same and any(known.grad_fn is made for made in before):
-                return known
-        return None
 
     def _origin(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: list[Given], results: list[Tensor]
@@ -181,8 +174,12 @@ class Watch(TorchFunctionMode):
         self, name: str, args: Sequence[Any], given: list[Given], results: list[Tensor]
     ) -> list[Origin | None] | None:
         """Of what a recurrent layer or cell returned; None: nothing of it is pooled."""
-        call = recurrent.called(name, args)
         known = [origin.channels for _, origin, _ in given if origin is not None]
+        return self._ran(recurrent.called(name, args), known, results, cell=name in CELLS)
+
+    def _ran(
+        self, call: recurrent.Call, known: list[Channels], results: Sequence[Tensor], cell: bool
+    ) -> list[Origin | None] | None:
         heard: list[Channels] = []
 
         def layer(pooled: str, channels: Channels) -> None:
@@ -202,7 +199,7 @@ class Watch(TorchFunctionMode):
                 self.graph.used += [*known, *states, *units]
         if any(isinstance(channels, (Unknown, Outside)) for channels in heard):
             self.graph.used += known
-        if name in CELLS:
+        if cell:
             return [
                 Origin(channels[0], result.dim() - 1)
                 for channels, result in zip((states, units), results, strict=False)
@@ -222,30 +219,31 @@ class Watch(TorchFunctionMode):
     @contextlib.contextmanager
     def sparse_modules(self, model: nn.Module) -> Generator[None]:
         """Watches the sparse modules of a model, pooled or not."""
-        handles: list[RemovableHandle] = []
-        for module in model.modules():
-            if isinstance(module, SparseWeight):
-                handles.append(module.register_forward_pre_hook(self._enter))
-                handles.append(module.register_forward_hook(self._leave, prepend=True))
+        modules = [module for module in model.modules() if isinstance(module, (SparseWeight, SparseRecurrent))]
+        handles = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in modules]
+        handles += [m.register_forward_hook(self._leave, with_kwargs=True, prepend=True) for m in modules]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if args:
-            with self._giving_up():
-                self._known(args[0])
-            self._in_layer += 1
+    def _enter(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._in_layer += 1
+        with self._giving_up():
+            for tensor in tensors((*args, *kwargs.values())):
+                self._known(tensor)
 
-    def _leave(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if not args:  # called by keyword: not followed
-            return
-        self._in_layer -= 1
+    def _leave(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         with self._giving_up():
             if not self.failed:
-                self._note_sparse(module, args[0], output)
+                x = args[0] if args else kwargs["input"]
+                if isinstance(module, SparseRecurrent):
+                    hx = args[1] if len(args) > 1 else kwargs.get("hx")
+                    self._note_sparse_recurrent(recurrent.called_sparse(module, x, hx), output)
+                else:
+                    self._note_sparse(module, x, output)
+        self._in_layer -= 1  # what was called here was not watched either
 
     def _note_sparse(self, module: nn.Module, x: Tensor, output: Tensor) -> None:
         """Where the result of a sparse module comes from."""
@@ -258,6 +256,17 @@ class Watch(TorchFunctionMode):
         if origin is not None:
             self.graph.used.append(origin.channels)
         self._origins[output] = None
+
+    def _note_sparse_recurrent(self, call: recurrent.Call, output: Any) -> None:
+        """The same of a recurrent one."""
+        given = [tensor for tensor in (call.x, call.state, call.cell) if tensor is not None]
+        known = [origin.channels for origin in map(self._origins.get, given) if origin is not None]
+        y, last = output
+        results = tensors([y.data if isinstance(y, PackedSequence) else y, last])
+        origins = self._ran(call, known, results, cell=False)
+        if origins is None:
+            self.graph.used += known
+        self._come(results, origins or [None] * len(results))
 
 
 def watching(model: nn.Module, pool: Sequence[Prunable], loss_fn: LossFn | None) -> tuple[Graph, LossFn]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,22 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
+class Replayed(Iterable[Any]):
+    """What an iterator yields, as often as one likes: taken when it is asked for first, and kept."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source, self._taken = source, list[Any]()
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in itertools.count():
+            if i == len(self._taken):
+                try:
+                    self._taken.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._taken[i]
+
+
 @dataclass(eq=False)
 class Context:
     """What a criterion may look at, on one rank.
@@ -41,7 +58,7 @@ class Context:
     Attributes:
         model: Without DDP's wrapper.
         pool: The parameters to score.
-        loader: Yields batches, or None.
+        loader: Yields batches, the same from the beginning each time where an iterator was given; or None.
         loss: ``loss_fn(model, batch)`` -> scalar mean loss, as given or the default.
         batches: How many batches to look at.
         kept: Number of weights to keep.
@@ -73,6 +90,8 @@ class Context:
 
     def __post_init__(self) -> None:
         require_batches(self.batches)
+        if isinstance(self.loader, Iterator):
+            self.loader = Replayed(self.loader)
 
     @property
     def loss_fn(self) -> LossFn:

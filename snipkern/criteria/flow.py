@@ -92,7 +92,14 @@ class Flow:
         shifts = {name: self.state[name] * scale for name in self.shifts}
         args, kwargs = tree_map(lambda value: _ones(value, scale), (self.args, self.kwargs))
         with _double(), Linearised():
-            output = called_with(self.model, {**self.state, **shifts, **leaves}, args, kwargs)
+            try:
+                output = called_with(self.model, {**self.state, **shifts, **leaves}, args, kwargs)
+            except Exception as error:  # of any kind: the model is anybody's
+                given = [describe(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+                raise ValueError(
+                    "synflow: the model must accept ones in float64 as its inputs; without input_shape they have the"
+                    f" shape of the loader's first batch (got {type(error).__name__} for {', '.join(given)}: {error})"
+                ) from error
             flow = outputs_of(output).sum() * scale
         found: Any = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True)
         scores = {
@@ -175,7 +182,8 @@ NORMS: dict[str, Callable[..., Tensor | None]] = {
 
 
 def seen_inputs(on: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the loss calls the model with for the loader's first batch; of a single tensor, for the first input of it.
+    """What the loss calls the model with for the loader's first batch; of a single tensor, for the first input of it,
+    if the model takes a batch of one.
 
     Raises:
         ValueError: Where the loss doesn't call the model.
@@ -192,12 +200,18 @@ def seen_inputs(on: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
             on.loss_fn(on.model, batch)
         finally:
             handle.remove()
-    if not calls:
-        raise ValueError("synflow: loss_fn must call the model, to see its input; else pass input_shape (got no call)")
-    args, kwargs = calls[0]
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    if len(tensors) == 1 and len(args) == 1 and args[0] is tensors[0] and tensors[0].dim() > 1:
-        args = (tensors[0][:1],)
+        if not calls:
+            raise ValueError(
+                "synflow: loss_fn must call the model, to see its input; else pass input_shape (got no call)"
+            )
+        args, kwargs = calls[0]
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if len(tensors) == 1 and len(args) == 1 and args[0] is tensors[0] and tensors[0].dim() > 1:
+            first = (tensors[0][:1],)
+            # A model may have the size of its batches written in: many equal inputs have many times the flow of one.
+            with contextlib.suppress(Exception), torch.no_grad():
+                on.model(*first, **kwargs)
+                args = first
     return args, kwargs
 
 

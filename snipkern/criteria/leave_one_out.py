@@ -45,7 +45,8 @@ class LeaveOneOut(Criterion):
 
     Cost: a forward pass of all batches for each weight, from its layer on, many weights at a time: on one core minutes
     for the 266,200 weights of LeNet-300-100 and 100 images, and far more for convolutions; 256 MiB of weights and
-    activations at a time. Models that ``torch.func.vmap`` can't do (recurrent layers) take one pass after the other.
+    activations at a time. Models that ``torch.func.vmap`` can't do (dense recurrent layers) take one pass after the
+    other.
 
     Source: Lee, Ajanthan, Torr: SNIP, ICLR 2019, equation 4.
     """

@@ -39,11 +39,13 @@ class Obd(Criterion):
         seed: Of what is drawn.
 
     The first two cut a batch into samples, along the first dimension of its tensors; the loss of a sample is
-    ``loss_fn(model, batch of that sample)``, a batch's the mean of these.
+    ``loss_fn(model, batch of that sample)``, a batch's the mean of these. A model that takes batches of one size alone
+    is given whole ones: "fisher" needs a loss that is made of one tensor of outputs then.
 
-    Cost: exact Gauss-Newton: for each sample a forward pass and as many backward passes as there are outputs; memory
-    for a diagonal and 256 MiB of gradients of samples, or one gradient if that is larger. Hutchinson: for each batch
-    and z about two forward and backward passes; memory of a second backward pass.
+    Cost: exact Gauss-Newton: for each sample a forward pass and as many backward passes as there are outputs (with
+    whole batches, backward passes of these); memory for a diagonal and 256 MiB of gradients of samples, or one gradient
+    if that is larger. Hutchinson: for each batch and z about two forward and backward passes; memory of a second
+    backward pass.
 
     Source: LeCun, Denker, Solla: Optimal Brain Damage, NeurIPS 1989, equation 5.
     """

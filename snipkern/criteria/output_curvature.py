@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snipkern.criteria.batches import only_output, outputs_seen
 from snipkern.scoring.gradients import LossFn, describe
 
-__all__ = ["drawn_factors", "exact_factors"]
+__all__ = ["drawn_factors", "exact_factors", "loss_gradients"]
 
 # Exact factors are made for at most so many outputs of a sample: each costs a backward pass.
 MOST_OUTPUTS = 128
@@ -52,6 +52,24 @@ def exact_factors(op: str, model: nn.Module, loss_fn: LossFn, batch: Any) -> Ten
     columns = gradient.flatten(1).sum(0)
     hessian = torch.stack([torch.autograd.grad(c, outputs, retain_graph=True)[0].flatten(1) for c in columns], 1)
     return _factored(op, hessian.double())
+
+
+def loss_gradients(op: str, model: nn.Module, loss_fn: LossFn, batch: Any, samples: int) -> Tensor:
+    """The gradients of a batch's loss in each sample's outputs.
+
+    Returns:
+        ``[samples, 1, outputs]``, outputs of a sample flattened.
+
+    Raises:
+        ValueError: For a loss that depends on the model's weights in another way than through one tensor of outputs,
+            with the samples along its first dimension.
+    """
+    outputs, loss = _outputs(op, model, loss_fn, batch)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found: Any = torch.autograd.grad(loss, [outputs, *weights], allow_unused=True) if loss.requires_grad else [None]
+    if found[0] is None or any(other is not None for other in found[1:]) or outputs.shape[0] != samples:
+        raise ValueError(f"{op}: the loss must be made of outputs of {samples} samples (got {describe(outputs)})")
+    return found[0].reshape(samples, 1, -1)
 
 
 def _outputs(op: str, model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[Tensor, Any]:

@@ -36,13 +36,14 @@ class SynFlow(Criterion):
         rounds: How many; one alone prunes whole layers at high sparsities, which the rounds are there against.
         input_shape: Of one input, without the batch: ``(3, 32, 32)``. None: as the loader's first batch has it. The
             model is then called as ``loss_fn`` (or the default) calls it, mappings included, with ones in place of all
-            floating point tensors; integers, such as token ids, stay as they are.
+            floating point tensors; integers, such as token ids, stay as they are. A model that takes batches of one
+            size alone is given ones of the whole batch's shape.
 
     Source: Tanaka, Kunin, Yamins, Ganguli: Pruning neural networks without any data by iteratively conserving synaptic
     flow, NeurIPS 2020, equation 1 and algorithm 1.
 
-    Cost: one forward and backward pass for one input in float64 for each round; a float64 copy of the model, gradients
-    and a float32 score for each pooled weight.
+    Cost: one forward and backward pass for one input (or batch) in float64 for each round; a float64 copy of the model,
+    gradients and a float32 score for each pooled weight.
     """
 
     name: ClassVar[str] = "synflow"

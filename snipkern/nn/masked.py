@@ -29,7 +29,7 @@ from snipkern.ops.checks import FLOATS
 from snipkern.ops.eager import differentiable
 from snipkern.parallel.shards import is_sharded, like, local
 
-__all__ = ["MaskGuard", "guard_", "guards", "unguard_"]
+__all__ = ["MaskGuard", "guard_", "guard_own_", "guards", "unguard_"]
 
 GUARDS = "_snipkern_guards"
 # Modules whose parameters are guarded: fully_shard puts others in their places, and does not tell.
@@ -206,6 +206,12 @@ def _follow_parameter(module: nn.Module, args: Any) -> None:
         return
     _modules.add(module)
     _reattach(module, None)
+
+
+def guard_own_(model: nn.Module) -> None:
+    """Has all guards guard their modules' own parameters again, after a call with others in their places."""
+    for module in model.modules():
+        _reattach(module, None)
 
 
 def _reattach(module: nn.Module, incompatible_keys: Any) -> None:

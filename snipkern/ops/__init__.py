@@ -6,7 +6,7 @@ loads the compiled kernels over it.
 
 import torch
 
-from snipkern.ops import autograd, reference, schema
+from snipkern.ops import autograd, batching, reference, schema
 
 for _name, (_schema, _fake) in schema.OPS.items():
     _qualified = f"{schema.NAMESPACE}::{_name}"
@@ -14,5 +14,6 @@ for _name, (_schema, _fake) in schema.OPS.items():
     torch.library.impl(_qualified, "CompositeExplicitAutograd", getattr(reference, _name))
     torch.library.register_fake(_qualified, _fake)
 autograd.register()
+batching.register()
 
 __all__ = ["reference", "schema"]

@@ -30,7 +30,8 @@ class Gradual:
 
     Args:
         model: Dense, or pruned less than ``keep``.
-        loader: For scoring; iterated from its beginning at each pruning.
+        loader: For scoring; iterated from its beginning at each pruning, so that an iterator, which has one beginning,
+            will do for a single one alone.
         keep, sparsity: What to keep in the end, as for ``prune_``, of all weights, pruned or not.
         end: The step of the last pruning.
         every: Steps from one pruning to the next.
@@ -83,6 +84,7 @@ class Gradual:
         self._ways = [(time - begin) / (end - begin) for time in self._times]
         self._densities: list[float] | None = None
         densities(schedule, self._target.fraction(), self._ways)
+        self._target.require_loader("gradual", len(self._times))
         self.steps = 0
         self.pruned: Pruned | None = None
 

@@ -63,6 +63,7 @@ class PruneRetrain(Iterator[Stage]):
     ) -> None:
         target.require_arguments()
         densities(schedule, target.fraction(), rounds)
+        target.require_loader("prune_retrain", rounds)
         self._target, self._schedule, self._rounds = target, schedule, rounds
         self._number = -1 if dense_first else 0  # of the stage that is trained
         self._densities: list[float] | None = None
@@ -161,7 +162,8 @@ def prune_retrain(
 
     Args:
         model: Dense, or pruned less than ``keep``.
-        loader: For scoring, as :func:`snipkern.prune_` takes it; iterated from its beginning at each pruning.
+        loader: For scoring, as :func:`snipkern.prune_` takes it; iterated from its beginning at each pruning, so
+            that an iterator, which has one beginning, will do for a single one alone.
         keep, sparsity: What to keep in the end, as for ``prune_``, of all weights, pruned or not. None: the last one of
             a schedule that is a sequence.
         rounds: Number of prunings. None: 1 for ``"one-shot"``, the length of a sequence.

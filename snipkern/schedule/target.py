@@ -59,6 +59,15 @@ class Target:
         options.bound(plan, (self.model, self.loader, self.keep), self.arguments)
         kept_count(self.weights(), self.keep)
 
+    def require_loader(self, op: str, prunings: int) -> None:
+        """That so many prunings find batches.
+
+        Raises:
+            ValueError: For an iterator, if it is more than one.
+        """
+        if prunings > 1:
+            options.reread_of(op, self.loader, "pruning")
+
     def weights(self) -> int:
         """Weights of the pool, pruned or not."""
         return self.state()["weights"]

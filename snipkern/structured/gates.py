@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import torch
@@ -77,15 +77,13 @@ def learned_gates(
         The gates of each group, float32 on the CPU.
 
     Raises:
-        ValueError: For an empty loader, one that can't be gone through again, or a loss that is not finite.
+        ValueError: For an empty loader, or a loss that is not finite.
     """
     device = pool[0].parameter.device
     gates = [torch.full((group.size,), START, device=device, requires_grad=True) for group in groups]
     optimizer = torch.optim.Adam(gates, lr=lr)
     loss_module = _Loss(model, loss_fn or default_loss)
     frozen = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    if epochs > 1 and isinstance(loader, Iterator):  # to ask iter() for it would draw random numbers
-        raise ValueError(f"from_scratch: loader must be iterable once for each epoch (got {type(loader).__name__})")
     with preserved(model, loader), torch.enable_grad():
         model.train()
         for _ in range(epochs):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snipkern.masks import Mask
-from snipkern.options import keep_of
+from snipkern.options import keep_of, reread_of
 from snipkern.pool import FilterFn, Prunable, dense_pool
 from snipkern.prune import sparsify_
 from snipkern.pruned import Pruned
@@ -93,7 +93,8 @@ def from_scratch(
 
     Args:
         model: Dense, with random weights; the paper's point is that they need no training.
-        loader: Iterable of batches, gone through once in each epoch; as for :func:`snipkern.prune_`.
+        loader: Iterable of batches, gone through once in each epoch, and its first batch once before; as for
+            :func:`snipkern.prune_`.
         keep: At most this share, or number, of what is counted stays.
         sparsity: ``1 - keep``, as an alternative to it.
         counted: ``"weights"`` of the pool, or ``"multiply-adds"`` with them, as in the loader's first batch.
@@ -116,6 +117,7 @@ def from_scratch(
     share = keep_of(keep, sparsity)
     _require_options(counted, epochs, lr, strength, target, min_channels)
     pool = dense_pool("from_scratch", model, filter_fn)
+    reread_of("from_scratch", loader, "epoch, and once before")
     trace = traced("from_scratch", model, pool, loader, loss_fn)
     groups = coupled(trace, pool)
     if not groups:

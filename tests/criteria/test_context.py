@@ -102,3 +102,44 @@ def test_one_loss_call_is_watched(generator):
     assert len(calls) == 2  # not once more to see what feeds what
     plan = probe("cnn", generator, lambda *_: None, loss_fn=loss_fn, cascade=True)
     assert len(calls) == 3 and all(layer.flow.traced for layer in plan.layers)
+
+
+def stream(batches):
+    """Batches that come once, and random numbers drawn for each of them."""
+    for x, y in batches:
+        torch.randn(3)
+        yield x, y
+
+
+@pytest.mark.parametrize("criterion", sk.criteria.CRITERIA)
+def test_a_stream_is_read_once_and_no_further_than_needed(criterion, generator):
+    model, data = NETS["mlp"](), data_for("mlp", generator, batches=3)
+    batches = {"synflow": 1, "magnitude": 1, "random": 1}.get(criterion, 2)
+    torch.manual_seed(3)
+    want = sk.plan(model, data, keep=0.2, criterion=criterion, batches=2).masks
+    source = stream(data)
+    torch.manual_seed(3)
+    before = snapshot(model)
+    found = sk.plan(model, source, keep=0.2, criterion=criterion, batches=2).masks
+    assert found == want
+    if criterion not in ("random", "snip-shuffled"):  # which draw a seed
+        assert_untouched(model, before)
+    assert torch.equal(next(source)[0], data[batches][0])
+
+
+def test_a_criterion_may_look_at_a_stream_as_often_as_it_likes(generator):
+    model, data = NETS["mlp"](), data_for("mlp", generator, batches=2)
+
+    def look(on):
+        want = gradients_of(copy.deepcopy(model), data)
+        for _ in range(2):
+            for name, gradient in on.gradients().items():
+                torch.testing.assert_close(gradient, want[name], rtol=1e-4, atol=1e-7)
+        pairs = [(a, b) for a, b in zip(on.given(), on.given(), strict=True)]  # both at once
+        assert len(pairs) == 2 and all(a is b for a, b in pairs)
+        with pytest.raises(ValueError, match=r"must yield at least 3 batches \(got 2\)"):
+            on.batches = 3
+            list(on.given())
+        on.batches = 2
+
+    sk.plan(model, stream(data), keep=0.2, criterion=Probe(look), batches=2)

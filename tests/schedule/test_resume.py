@@ -191,3 +191,18 @@ def test_a_snapshot_that_does_not_fit_is_told_before_anything_is_pruned(mlp, vec
     stages.rewind = sk.Snapshot(mlp)  # as it is after some steps
     next(stages)
     assert sum(mask.count() for mask in sk.masks(mlp).values()) == 413
+
+
+def test_an_iterator_serves_one_pruning_alone(mlp, vectors):
+    """Told before the first one, and not when the second finds it empty."""
+    stream = (batch for batch in vectors)
+    text = r": loader must be iterable once for each pruning, such as a list \(got generator\)"
+    with pytest.raises(ValueError, match="prune_retrain" + text):
+        sk.prune_retrain(mlp, stream, 0.1, rounds=2)
+    with pytest.raises(ValueError, match="gradual" + text):
+        sk.Gradual(mlp, stream, 0.1, end=3, every=2, engine="masked")
+    assert not sk.masks(mlp)
+    [stage] = sk.prune_retrain(mlp, stream, 0.1, rounds=1, dense_first=False, engine="masked")
+    assert round(stage.density * 1306) == round(0.1 * 1306)
+    gradual = sk.Gradual(mlp, iter(vectors), 0.05, end=2, every=2, engine="masked")
+    assert gradual.step() is None and gradual.step().kept == round(0.05 * 1306)
