@@ -210,6 +210,19 @@ def test_tables_stand_beside_the_papers_figures():
     assert "by criterion" not in shown  # one method alone is no comparison
 
 
+def test_pruned_networks_stand_beside_the_best_dense_ones():
+    """Those of the most seeds, then of the least error, whatever their recipe."""
+    snip = a_run(model="gru-s", scored=1000)
+    other, worse = (replace(snip.recipe, epochs=epochs) for epochs in (8, 9))
+    dense = replace(snip, method="dense", keep=1.0, scored=0)
+    rows = [row(replace(snip, seed=s), 3.0) for s in range(3)]
+    rows += [row(replace(dense, recipe=other, seed=s), 1.25) for s in range(2)]
+    rows += [row(replace(dense, recipe=worse, seed=s), 2.5) for s in range(2)]
+    rows += [row(dense, 0.5)]
+    line = next(line for line in said(rows).splitlines() if "GRU-s, snip" in line)
+    assert "1.25 (1.25 - 1.25), 2 seeds" in line and "+1.75" in line
+
+
 def test_curves_compare_networks_that_were_trained_alike():
     other = replace(TINY, epochs=9)
     rows = [
