@@ -2,7 +2,7 @@
 
 A rank that starts from nothing computes for six seconds before its first line of work. ``Ranks`` starts this file as a
 program, which imports modules once and then forks whenever it is told to. It has computed nothing by then: no threads
-of torch's are running that a fork would lose.
+of torch's are running that a fork would lose. interpreters.py does so for single programs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Ranks:
 
     def __init__(self, *modules: str) -> None:
         # Optimizers import torch._dynamo when the first is made.
-        command = [sys.executable, __file__, "serve", "torch._dynamo", *modules]
+        command = [sys.executable, __file__, "torch._dynamo", *modules]
         path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(
@@ -79,18 +79,16 @@ def serve(*modules: str) -> None:
     for name in modules:
         importlib.import_module(name)
     for line in sys.stdin:
-        waits = [started(call) for call in json.loads(line)]
-        print(json.dumps([wait() for wait in waits]), flush=True)
+        ranks = [started(call) for call in json.loads(line)]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in ranks]), flush=True)
 
 
-def started(call: list[Any]) -> Callable[[], int]:
-    """A rank's process; the result waits for its exit status."""
-    if sys.platform != "linux":  # elsewhere libraries of the system do not outlive a fork
-        return subprocess.Popen([sys.executable, __file__, "rank", json.dumps(call)]).wait
+def started(call: list[Any]) -> int:
+    """The number of a rank's process."""
     process = os.fork()
     if not process:
         rank(call)
-    return lambda: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return process
 
 
 def rank(call: list[Any]) -> None:
@@ -113,7 +111,4 @@ def rank(call: list[Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(*sys.argv[2:])
-    else:
-        rank(json.loads(sys.argv[2]))
+    serve(*sys.argv[1:])
