@@ -19,13 +19,15 @@ NVCC = $(foreach part,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,"nvidia-$(p
 CPP = $(wildcard $(foreach folder,bindings bindings/cuda cpu cuda cuda/host,$(addprefix csrc/$(folder)/*.,h cpp cuh cu))) \
   $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cuh tests/cuda/*.cu)
 
-.PHONY: help setup test demo gpt gpu-compile lint format clean
+.PHONY: help setup tools test demo gpt gpu-compile lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  GPU_TORCH='$(GPU_TORCH)'  PYTEST_ARGS='$(PYTEST_ARGS)'"
 
 setup: $(STAMPS)/snipkern ## Make .venv: torch, snipkern (editable, C++ kernels compiled), test and plot packages
+
+tools: $(STAMPS)/lint $(STAMPS)/demo $(STAMPS)/nvcc ## Install what test and lint need besides
 
 test: $(STAMPS)/demo $(STAMPS)/nvcc ## Run every test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)

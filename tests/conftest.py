@@ -14,10 +14,31 @@ def pytest_report_header():
     return f"random shapes and data: SNIPKERN_TEST_SEED={SEED}"
 
 
+# Files that take most of a minute or more, the longest first. Those that compile with all cores stand apart: beside each
+# other they would wait for turns.
+LONG = (
+    "test_drivers.py",
+    "test_triton_saliency.py",
+    "test_distributed.py",
+    "test_cubins.py",
+    "test_train_gpt.py",
+    "test_bsr_on_host.py",
+    "test_packaging.py",
+    "test_gpt_checkpoint.py",
+    "test_triton_bsr.py",
+    "test_gpu_stand_ins.py",
+    "test_throughput.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that none of several processes begins the longest file when others are done."""
+    """Long files first, then others with slow tests: none of several processes shall begin one when others are done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def place(item):
+        return LONG.index(item.path.name) if item.path.name in LONG else len(LONG) + (item.path not in slow)
+
+    items.sort(key=place)
 
 
 @pytest.fixture

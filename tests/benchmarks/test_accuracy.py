@@ -21,7 +21,7 @@ def test_a_seed_of_everything_comes_before_the_next():
 
 
 @pytest.mark.slow
-def test_goes_on_where_it_was(tmp_path, capsys):
+def test_goes_on_where_it_was(tmp_path, capsys, train_here):
     path = tmp_path / "found.json"
     accuracy.main([*ARGUMENTS, "--json", str(path)])
     content = json.loads(path.read_text())
@@ -30,6 +30,7 @@ def test_goes_on_where_it_was(tmp_path, capsys):
     content["results"].pop()
     content["results"][0]["test_error"] = 12.34  # would be trained again if it were not read
     path.write_text(json.dumps(content))
+    train_here()
     accuracy.main([*ARGUMENTS, "--json", str(path)])
     again = json.loads(path.read_text())["results"]
     assert [row["mask"] for row in again] == ["element", "4x4"] and again[0]["test_error"] == 12.34

@@ -149,7 +149,7 @@ def test_correlations_of_what_is_known():
 
 
 @pytest.mark.slow
-def test_goes_on_where_it_was(tmp_path, capsys):
+def test_goes_on_where_it_was(tmp_path, capsys, train_here):
     path, pictures = tmp_path / "found.json", tmp_path / "pictures"
     arguments = [
         "--quick",
@@ -169,6 +169,7 @@ def test_goes_on_where_it_was(tmp_path, capsys):
     trained[0]["test_error"] = 12.34  # would be trained again if it were not read
     content["results"].remove(trained[2])
     path.write_text(json.dumps(content))
+    train_here()
     paper.main([*arguments, "--plots", str(pictures)])
     again = json.loads(path.read_text())["results"]
     assert len(again) == len(content["results"]) + 1 and 12.34 in [r.get("test_error") for r in again]

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import worker
+from forked import Ranks
 
-WORKER = Path(worker.__file__)
 SECONDS = 400
 
 
-def launch(ranks: int, folder: Path) -> list[dict[str, str]]:
+def launch(server: Ranks, ranks: int, folder: Path) -> list[dict[str, str]]:
     """What came of each check on every rank."""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(ranks), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    output = ""
-    try:
-        for process in processes:
-            output += process.communicate(timeout=SECONDS)[0]
-    except subprocess.TimeoutExpired:
-        output += f"not done after {SECONDS} s"
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    arguments = [(rank, ranks, str(folder)) for rank in range(ranks)]
+    _, printed = server.run("worker.main", arguments, [{}] * ranks, folder / "printed", SECONDS)
+    output = "".join(printed)
     files = [folder / f"rank{rank}.json" for rank in range(ranks)]
     return [{**(json.loads(file.read_text()) if file.exists() else {}), "output": output} for file in files]
 
@@ -46,13 +24,15 @@ def launch(ranks: int, folder: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     found: dict[int, list[dict[str, str]]] = {}
+    server = Ranks(worker.__name__)
 
     def of(ranks: int) -> list[dict[str, str]]:
         if ranks not in found:
-            found[ranks] = launch(ranks, tmp_path_factory.mktemp(f"ranks{ranks}"))
+            found[ranks] = launch(server, ranks, tmp_path_factory.mktemp(f"ranks{ranks}"))
         return found[ranks]
 
-    return of
+    yield of
+    server.close()
 
 
 @pytest.mark.parametrize(

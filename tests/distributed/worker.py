@@ -1,6 +1,6 @@
 """One rank of a test: runs all checks for its number of ranks and writes down what came of each.
 
-python worker.py RANK RANKS FOLDER
+python worker.py RANK RANKS FOLDER [CHECK ...]
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ LAST = (a_rank_that_hangs_times_out, a_rank_that_dies_fails_the_others)
 CHECKS = {1: FOR_ALL, 2: FOR_ALL + FOR_TWO + FOR_SEVERAL + LAST, 4: FOR_ALL + FOR_SEVERAL + FOR_FOUR}
 
 
-def main(rank: int, ranks: int, folder: Path) -> None:
+def main(rank: int, ranks: int, place: str, *chosen: str) -> None:
+    folder = Path(place)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     results: dict[str, str] = {}
-    chosen = sys.argv[4:]
     for check in CHECKS[ranks]:
         if chosen and check.__name__ not in chosen:
             continue
@@ -130,4 +130,4 @@ def main(rank: int, ranks: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import gpt_report
 import pytest
 import torch
 import train_gpt
+from forked import Ranks
 from gpt_model import SIZES
 
 import snipkern as sk
@@ -158,14 +160,38 @@ def test_help_tells_the_sizes(capsys):
     assert "7b " in printed
 
 
+def options(out, *more):
+    chosen = [*TINY, "--threads", 1, "--engine", "csr", "--keep", 0.2, "--steps", 4, "--out", out, *more]
+    return list(map(str, chosen))
+
+
 def torchrun(processes, out, *more):
     """Runs the script in several processes; returns its report and what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, SCRIPT]
-    command += [*TINY, "--threads", 1, "--engine", "csr", "--keep", 0.2, "--steps", 4, "--out", out, *more]
+    command += options(out, *more)
     environment = {**os.environ, "PYTHONPATH": str(Path(sk.__file__).parents[1])}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "report.json").read_text())["learners"], done.stdout
+
+
+@pytest.fixture(scope="module")
+def in_ranks(tmp_path_factory):
+    """As torchrun, whose variables new processes get; without importing torch for each of them, and for torchrun."""
+    server = Ranks("train_gpt")
+
+    def run(processes, out, *more):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+        variables = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        log = tmp_path_factory.mktemp("printed") / "rank"
+        statuses, printed = server.run("train_gpt.main", [[options(out, *more)]] * processes, variables, log, 300)
+        assert not any(statuses), printed
+        return json.loads((out / "report.json").read_text())["learners"], printed[0]
+
+    yield run
+    server.close()
 
 
 @pytest.mark.slow
@@ -183,7 +209,7 @@ def test_replicas_train_as_one_process_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_shards_train_as_one_process_does_and_resume(tmp_path):
+def test_shards_train_as_one_process_does_and_resume(tmp_path, in_ranks):
     how = ["--engine", "csr", "--keep", 0.2, "--steps", 4, "--score-batches", 1]
     alone = train(tmp_path / "1", *how)["learners"]["sparse"]
     found, printed = torchrun(2, tmp_path / "2", "--fsdp", "--memory", "stream", "--save-every", 2)
@@ -202,32 +228,32 @@ def test_shards_train_as_one_process_does_and_resume(tmp_path):
     ]  # fmt: skip
     shutil.rmtree(checkpoints / "step-00000004")
     shutil.copytree(tmp_path / "2", tmp_path / "3")
-    again, printed = torchrun(2, tmp_path / "2", "--fsdp", "--memory", "stream", "--resume")
+    again, printed = in_ranks(2, tmp_path / "2", "--fsdp", "--memory", "stream", "--resume")
     assert "going on from" in printed
     assert again["sparse"]["losses"] == learner["losses"]
     assert again["sparse"]["validation"] == learner["validation"]
-    other, _ = torchrun(1, tmp_path / "3", "--fsdp", "--memory", "stream", "--resume")
+    other, _ = in_ranks(1, tmp_path / "3", "--fsdp", "--memory", "stream", "--resume")
     assert other["sparse"]["losses"] == pytest.approx(learner["losses"], rel=1e-3)
 
 
 @pytest.mark.slow
-def test_shards_of_layers_that_keep_nothing(tmp_path):
-    found, _ = torchrun(2, tmp_path, "--fsdp", "--keep", 0.00005, "--steps", 2)
+def test_shards_of_layers_that_keep_nothing(tmp_path, in_ranks):
+    found, _ = in_ranks(2, tmp_path, "--fsdp", "--keep", 0.00005, "--steps", 2)
     assert found["sparse"]["weights"] == 6  # in nine layers
 
 
 @pytest.mark.slow
-def test_sharded_blocks_train_as_one_process_does_and_resume(tmp_path):
+def test_sharded_blocks_train_as_one_process_does_and_resume(tmp_path, in_ranks):
     more = ["--block", 4, 2, "--compare"]
     alone = train(tmp_path / "1", *more, "--engine", "auto", "--keep", 0.2, "--steps", 4)["learners"]
-    found, printed = torchrun(2, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--save-every", 2)
+    found, printed = in_ranks(2, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--save-every", 2)
     assert "engines bsr" in printed and "masked" not in printed
     assert list(found) == ["dense", "sparse", "sparse 4x2"]
     for name, learner in found.items():
         assert learner["weights"] == alone[name]["weights"]
         assert learner["losses"] == pytest.approx(alone[name]["losses"], rel=1e-3)
     shutil.rmtree(tmp_path / "2" / "checkpoints" / "step-00000004")
-    again, _ = torchrun(1, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--resume")
+    again, _ = in_ranks(1, tmp_path / "2", "--fsdp", *more, "--engine", "auto", "--resume")
     assert again["sparse 4x2"]["losses"] == pytest.approx(found["sparse 4x2"]["losses"], rel=1e-3)
 
 

@@ -1,7 +1,7 @@
 """The saliency kernels compiled for GPUs that are not here; prints what each needs as JSON lines.
 
 test_triton_saliency.py runs this file in a process of its own, since an interpreting Triton cannot compile. The
-arguments are NVIDIA's architectures; or ``amd``, for one of AMD's.
+arguments are NVIDIA's architectures, and ``amd`` for one of AMD's.
 """
 
 import json
@@ -89,13 +89,11 @@ for case in CASES:
     # As at a launch: most matrices have a multiple of 16 columns.
     source = source_of(case.kernel, types_of(case), case.constants, ("cols",))
     told = {"kernel": case.kernel.__name__, "dtypes": case.dtypes, "wide": case.wide}
-    if sys.argv[1:] == ["amd"]:
-        if case.kernel not in compiled:
-            compiles_for_amd(source, num_warps=case.warps)
-            print(json.dumps(told), flush=True)
+    if "amd" in sys.argv[1:] and case.kernel not in compiled:
+        compiles_for_amd(source, num_warps=case.warps)
+        print(json.dumps(told | {"arch": "amd"}), flush=True)
         compiled.add(case.kernel)
-        continue
-    architectures = [int(arch) for arch in sys.argv[1:]]
+    architectures = [int(arch) for arch in sys.argv[1:] if arch != "amd"]
     for arch in architectures if case.everywhere else architectures[:1]:
         result = compiled_for(arch, source, num_warps=case.warps)
         opcodes = result.pop("opcodes")

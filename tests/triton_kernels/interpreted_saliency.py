@@ -15,13 +15,20 @@ import snipkern
 from snipkern import backends
 from snipkern.ops import reference
 from snipkern.ops.schema_saliency import INFINITY_KEY, LARGEST_KEY, MAGNITUDE, SCORES, WORD_BITS
-from snipkern.triton_kernels import saliency
+from snipkern.triton_kernels import saliency, saliency_tiles
 from snipkern.triton_kernels.saliency_tiles import HISTOGRAM_TILES, TILE, One, Tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = (0, 1, 65, TILE, 2 * TILE + 77)
 selection = importlib.import_module("snipkern.selection.topk")
+
+
+@pytest.fixture(autouse=True)
+def long_runs(monkeypatch):
+    """Fewer steps through what is listed: interpreted, a step of 128 takes as long as one of 1,024."""
+    for module in (saliency, saliency_tiles):
+        monkeypatch.setattr(module, "RUN", 1024)
 
 
 def pair(shape, dtypes=(torch.float32, torch.float32), levels=50):
@@ -80,6 +87,12 @@ def check_all(weight, gradient):
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(size):
     check_all(*pair((size,)))
+
+
+def test_runs_as_launched(monkeypatch):
+    monkeypatch.undo()
+    assert saliency_tiles.RUN == saliency.RUN == 128
+    check_all(*pair((301,)))
 
 
 @pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES, DTYPES)), ids=str)

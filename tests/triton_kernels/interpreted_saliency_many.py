@@ -9,7 +9,7 @@ import itertools
 import pytest
 import strict
 import torch
-from interpreted_saliency import DTYPES, launchers_on_cpu, pair, selection
+from interpreted_saliency import DTYPES, launchers_on_cpu, long_runs, pair, selection
 from strict import Launch
 
 import snipkern
@@ -21,7 +21,7 @@ from snipkern.triton_kernels import saliency, saliency_many
 from snipkern.triton_kernels.saliency_tiles import TILE, Tiles
 
 saliency_many.address_of = strict.address_of
-launchers_on_cpu = launchers_on_cpu
+launchers_on_cpu, long_runs = launchers_on_cpu, long_runs
 FLOAT32 = (torch.float32, torch.float32)
 
 

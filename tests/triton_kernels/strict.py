@@ -67,6 +67,7 @@ class Launch:
     storages: ClassVar = {}  # of tensors that are known by their addresses in tables
     listed = ARGUMENTS
     loads = stores = atomics = None
+    patched: ClassVar = set()  # of Triton's modules, those whose functions are the interpreter's for this launch
 
 
 def numbered(number, tensor):
@@ -169,6 +170,7 @@ def call(self, *args, **kwargs):
     Launch.arguments = 0
     Launch.program = Launch.call = 0
     Launch.loads, Launch.stores, Launch.atomics = Accesses(), Accesses(), Accesses()
+    Launch.patched.clear()
     if Launch.only is not None:
         self.grid = (len(Launch.only),)
     stock_call(self, *args, **kwargs)
@@ -185,7 +187,20 @@ def multiple_of(stock, value, multiples):
     return result
 
 
+def numpy_dtype(dtype):
+    """From a dictionary that stock Triton makes anew at each call."""
+    name = dtype.scalar.name
+    if name not in numpy_dtypes:
+        numpy_dtypes[name] = stock_numpy_dtype(dtype)
+    return numpy_dtypes[name]
+
+
 def patch_language(function):
+    """Once a launch for each of Triton's modules: stock Triton does it for every call of every helper, to no effect."""
+    modules = {module for module in function.__globals__.values() if module is tl or module is tl.core}
+    if modules <= Launch.patched:
+        return None
+    Launch.patched |= modules
     scope = stock_patch(function)
     scope.set_attr(tl, "multiple_of", functools.partial(multiple_of, tl.multiple_of))
     return scope
@@ -195,8 +210,10 @@ stock_load, stock_store = InterpreterBuilder.create_masked_load, InterpreterBuil
 stock_atomic, stock_call = InterpreterBuilder.create_atomic_rmw, GridExecutor.__call__
 stock_cas = InterpreterBuilder.create_atomic_cas
 stock_converted, stock_patch = interpreter._implicit_cvt, interpreter._patch_lang
+stock_numpy_dtype, numpy_dtypes = interpreter._get_np_dtype, {}
 InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = masked_load, masked_store
 InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.set_grid_idx = atomic_rmw, set_grid_idx
 InterpreterBuilder.create_atomic_cas = atomic_cas
 GridExecutor.__call__ = call
 interpreter._implicit_cvt, interpreter._patch_lang = converted, patch_language
+interpreter._get_np_dtype = numpy_dtype
