@@ -24,7 +24,7 @@ void multiply_group(const SpmmCsr& call, const I* index, const accumulator_t<T>*
     if (output < last) {
       if (call.bias != nullptr) {
         const A bias = widen_one(static_cast<const T*>(call.bias) + output);
-        for (int v = 0; v < kVectors; ++v) sums[0][v] = broadcast<Vec<A>>(bias);
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sums[0][v] = broadcast<Vec<A>>(bias);
       }
       const auto add = [&](int64_t k, Vec<A>* sum) __attribute__((always_inline)) {
         const Vec<A> weight = broadcast<Vec<A>>(values[k]);
@@ -39,8 +39,8 @@ void multiply_group(const SpmmCsr& call, const I* index, const accumulator_t<T>*
       }
       for (; k < end; ++k) add(k, sums[0]);
     }
-    for (int v = 0; v < kVectors; ++v) {
-      for (int s = 1; s < kSets; ++s) sums[0][v] += sums[s][v];
+    SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
+      SNIPKERN_UNROLL for (int s = 1; s < kSets; ++s) sums[0][v] += sums[s][v];
       store(group + ((output - first) * kVectors + v) * kN, sums[0][v]);
     }
   }
