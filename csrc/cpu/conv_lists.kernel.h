@@ -93,11 +93,11 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
       plan.place_sorted(rows.columns, first, first + length, next, offsets, order + start - first);
       const int64_t height = length == 0 ? 0 : (rows.values_before(group + 1) - start) / length;
       for (int64_t r = height - 1; r >= 0; --r) {
-        for (int64_t k = 0; k < length; ++k) {
-          const int32_t from = static_cast<int32_t>(start + r * length + order[start + k]);
-          if (sorted != nullptr) sorted[start + r * length + k] = widen_one(values + from);
-          if (r > 0) order[start + r * length + k] = from;
+        const int64_t own = start + r * length;
+        for (int64_t k = 0; sorted != nullptr && k < length; ++k) {
+          sorted[own + k] = widen_one(values + own + order[start + k]);
         }
+        for (int64_t k = 0; r > 0 && k < length; ++k) order[own + k] = static_cast<int32_t>(own + order[start + k]);
       }
       for (int64_t k = 0; k < length; ++k) order[start + k] += static_cast<int32_t>(start);
       for (int64_t tap = lists - 1; tap > 0; --tap) next[tap] = next[tap - 1];

@@ -60,10 +60,8 @@ void convolve_strip(const Convolution<T>& call, const UnitLanes<kLanes<accumulat
   }
 }
 
-}  // namespace
-
 template <typename T>
-void convolve(const Convolution<T>& call, const TaskRunner& run) {
+void convolve_units(const Convolution<T>& call, const TaskRunner& run) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const ConvPlan& plan = call.plan;
@@ -110,6 +108,13 @@ void convolve(const Convolution<T>& call, const TaskRunner& run) {
       if (batch > 0 && computed > written) write();
     }
   });
+}
+
+}  // namespace
+
+template <typename T>
+void convolve(const Convolution<T>& call, const TaskRunner& run) {
+  convolve_units(call, run);
 }
 
 template void convolve(const Convolution<float>&, const TaskRunner&);

@@ -37,12 +37,10 @@ SNIPKERN_NOINLINE void dot_strip(const ConvPlan& plan, const ConvRect& rect, con
   }
 }
 
-}  // namespace
-
 // Tasks cover slices of the units, each with sums of its own; these are added
 // in order of the slices, whatever thread made them.
 template <typename T>
-void convolve_weight_grad(const ConvWeightGrad<T>& call, const TaskRunner& run) {
+void weight_grad_units(const ConvWeightGrad<T>& call, const TaskRunner& run) {
   using A = accumulator_t<T>;
   const ConvPlan& plan = call.plan;
   const TapLists<A>& lists = call.lists;
@@ -118,6 +116,13 @@ void convolve_weight_grad(const ConvWeightGrad<T>& call, const TaskRunner& run) 
       }
     }
   });
+}
+
+}  // namespace
+
+template <typename T>
+void convolve_weight_grad(const ConvWeightGrad<T>& call, const TaskRunner& run) {
+  weight_grad_units(call, run);
 }
 
 template void convolve_weight_grad(const ConvWeightGrad<float>&, const TaskRunner&);

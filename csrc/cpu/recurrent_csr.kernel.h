@@ -47,8 +47,7 @@ void finish_gates(const Lists<A>& weight, const I* index, const A* state_bias, c
         }
         add_row<kVectors>(weight, index, row, h + lane, samples, sums[gate]);
       }
-      // Not unrolled: the sums are summed, and activations are long enough to overlap with the next ones.
-      SNIPKERN_NO_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto finish = [&](int v) __attribute__((always_inline)) {
         const int64_t at = unit * samples + lane + v * kLanes<A>, block = hidden * samples;
         const auto save = [&](int place, Vec<A> value) {
           if (saved != nullptr) store(saved + place * block + at, value);
@@ -70,6 +69,12 @@ void finish_gates(const Lists<A>& weight, const I* index, const A* state_bias, c
         } else {
           store(to + at, select<A>(sums[0][v] < Vec<A>{}, Vec<A>{}, sums[0][v]));
         }
+      };
+      // An LSTM's activations are so many that they overlap by themselves; unrolled, they take long to compile.
+      if constexpr (kCell == Cell::kLstm) {
+        SNIPKERN_NO_UNROLL for (int v = 0; v < kVectors; ++v) finish(v);
+      } else {
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) finish(v);
       }
     }
   }

@@ -26,7 +26,11 @@ void add_dots(const Lists<A>& weight, const I* index, const A* y, int64_t y_step
   const auto settle = [&] {
     for (int i = count; i < kN; ++i) waiting[i] = Vec<A>{};
     const Vec<A> sum = sum_rows<A>(waiting);
-    for (int i = 0; i < count; ++i) sums[place[i]] += sum[i];
+    if (count == kN) {
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) sums[place[i]] += sum[i];
+    } else {
+      for (int i = 0; i < count; ++i) sums[place[i]] += sum[i];
+    }
     count = 0;
   };
   for (int64_t row = 0; row < weight.rows; ++row) {

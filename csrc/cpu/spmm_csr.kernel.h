@@ -74,9 +74,10 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   const double work = 4.0 * nnz;
   const int64_t parts = task_count(work, 64);
   run_if_worth(run, work, parts, [&](int64_t part) {
-    for (int64_t k = part_begin(nnz, parts, part); k < part_begin(nnz, parts, part + 1); ++k) {
-      ordered[k] = widen_one(values + (call.order != nullptr ? call.order[k] : k));
-    }
+    const int64_t end = part_begin(nnz, parts, part + 1);
+    int64_t k = part_begin(nnz, parts, part);
+    if (call.order == nullptr) return convert(values, k, end, ordered);
+    for (; k < end; ++k) ordered[k] = widen_one(values + call.order[k]);
   });
   return ordered;
 }
