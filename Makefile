@@ -77,7 +77,7 @@ $(STAMPS)/$(TORCH): $(STAMPS)/venv
 	@touch "$@"
 
 $(STAMPS)/snipkern: $(STAMPS)/$(TORCH) setup.py pyproject.toml $(CPP)
-	@echo "Compiling snipkern's C++ kernels, about a minute; without a compiler it goes on with the reference kernels."
+	@echo "Compiling snipkern's C++ kernels, some three minutes of processor time; without a compiler it goes on with the reference kernels."
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,plots]"
 	@$(BIN)/python -c 'from snipkern import backends; [print(f"{row.name:10} {row.detail}") for row in backends.status()]'
 	@touch $@

@@ -38,7 +38,10 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// The five index arrays that a topology tensor packs (snipkern/topology.py).
+// The five index arrays that a topology tensor packs (snipkern/topology.py). Where it lies on the CPU, both lists must
+// begin at 0 and end at `nnz`, or kernels would read beyond all arrays. Nothing else of it is looked at: that lists do
+// not fall in between, and rows, columns and the order of the transposed values, are trusted. Looking would take as
+// long as a product of one sample, and on another device wait for it.
 struct TopologyView {
   const int32_t *ptr, *transposed_ptr;  // of the rows [rows + 1], of the columns [cols + 1]
   IndexList index, transposed_index;    // columns of each row, rows of each column: [nnz]
@@ -51,6 +54,10 @@ struct TopologyView {
     transposed_ptr = ptr + rows + 1 + index_words(nnz, cols);
     transposed_index = {transposed_ptr + cols + 1, fits_16_bits(rows)};
     transposed_order = transposed_ptr + cols + 1 + index_words(nnz, rows);
+    if (!topology.is_cpu()) return;
+    SNIPKERN_REQUIRE(ptr[0] == 0 && ptr[rows] == nnz && transposed_ptr[0] == 0 && transposed_ptr[cols] == nnz, op,
+                     ptr[0] << " to " << ptr[rows] << " and " << transposed_ptr[0] << " to " << transposed_ptr[cols],
+                     "topology must count its kept weights from 0 to " << nnz << ", by rows and by columns");
   }
 };
 

@@ -56,11 +56,18 @@ inline BsrIndex block_arrays(const char* op, const Tensor& topology, int64_t nnz
   return index;
 }
 
-// The same for an index in this memory, and that it is of `nnz` kept weights.
+// The same for an index in this memory, which is read where that takes no time: its lists begin at 0 and end at their
+// lengths. That they do not fall in between, and what rows and columns they name, is trusted.
 inline BsrIndex block_index(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols,
                             int64_t block_height, int64_t block_width) {
   const BsrIndex index = block_arrays(op, topology, nnz, rows, cols, block_height, block_width, true);
   SNIPKERN_REQUIRE(index.nnz() == nnz, op, index.nnz(), "topology must be of a mask with " << nnz << " kept weights");
+  const int64_t blocks = index.ptr[index.block_rows()], last = index.col_ptr[index.block_cols()];
+  SNIPKERN_REQUIRE(
+      index.start[0] == 0 && index.ptr[0] == 0 && index.col_ptr[0] == 0 && last == blocks, op,
+      index.ptr[0] << " to " << blocks << " and " << index.col_ptr[0] << " to " << last << ", kept weights from "
+                   << index.start[0],
+      "topology must count its blocks from 0 to " << blocks << ", by rows and by columns, and kept weights from 0");
   return index;
 }
 

@@ -17,15 +17,25 @@ namespace snipkern {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The text of an error. Out of line: a stream's beginning and end, compiled into each of a hundred requirements, were
+// half of the work of compiling the bindings.
+struct Refusal {
+  std::ostringstream text;
+
+  __attribute__((cold, noinline)) explicit Refusal(const char* op) { text << op << ": "; }
+  __attribute__((cold, noinline)) ~Refusal() {}
+  [[noreturn]] __attribute__((cold, noinline)) void raise() { throw std::runtime_error(text.str()); }
+};
+
 // Throws "op: requirement (got ...)", a RuntimeError in Python. `got` and `requirement` are what a stream takes:
 // "x must be [batch, " << size << "]". Nothing is written unless the condition fails.
-#define SNIPKERN_REQUIRE(condition, op, got, requirement)          \
-  do {                                                             \
-    if (!(condition)) {                                            \
-      std::ostringstream text;                                     \
-      text << op << ": " << requirement << " (got " << got << ")"; \
-      throw std::runtime_error(text.str());                        \
-    }                                                              \
+#define SNIPKERN_REQUIRE(condition, op, got, requirement)    \
+  do {                                                       \
+    if (!(condition)) {                                      \
+      snipkern::Refusal refusal(op);                         \
+      refusal.text << requirement << " (got " << got << ")"; \
+      refusal.raise();                                       \
+    }                                                        \
   } while (false)
 
 // Prints like Python's list of a tensor's sizes: [2, 3].
@@ -126,8 +136,8 @@ inline void require_bias(const char* op, const std::optional<Tensor>& bias, int6
 
 inline void require_topology(const char* op, const Tensor& topology, int64_t nnz, int64_t rows, int64_t cols) {
   const int64_t expected = rows + cols + 2 + index_words(nnz, cols) + index_words(nnz, rows) + nnz;
-  SNIPKERN_REQUIRE(topology.scalar_type() == ScalarType::Int && topology.dim() == 1 && topology.numel() == expected &&
-                       topology.is_contiguous(),
+  SNIPKERN_REQUIRE(nnz >= 0 && rows >= 0 && cols >= 0 && topology.scalar_type() == ScalarType::Int &&
+                       topology.dim() == 1 && topology.numel() == expected && topology.is_contiguous(),
                    op, Sizes{topology} << " " << DTypeName{topology.scalar_type()},
                    "topology must be the int32 index of a " << rows << " x " << cols << " mask with " << nnz
                                                             << " kept weights, " << expected << " elements");

@@ -120,8 +120,8 @@ void gather_strips(const BsrIndex& index, const A* values, int64_t list, int64_t
 // Outputs [offset, offset + count) of one list: all strips for a few vectors of samples, then the next ones, so that
 // what a strip reads is still in L1 for those below it.
 template <typename A, bool kTranspose>
-void gather_band(const BsrIndex& index, const A* values, int64_t list, int64_t offset, int64_t count, const A* x,
-                 int vectors, A* sums) {
+SNIPKERN_NOINLINE void gather_band(const BsrIndex& index, const A* values, int64_t list, int64_t offset, int64_t count,
+                                   const A* x, int vectors, A* sums) {
   constexpr int kN = kLanes<A>;
   const int64_t stride = vectors * kN;
   const int step = strip_vectors(count >= 8 ? 8 : count >= 4 ? 4 : 2, vectors);

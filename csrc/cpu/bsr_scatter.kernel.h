@@ -103,8 +103,8 @@ int64_t scatter_strips(const BsrIndex& index, const A* values, int64_t list, con
 // All products of one packed tile with outputs of blocks before `limit`; `cursor` [lists] are the entries to begin
 // with, and afterwards those to go on with.
 template <typename A, bool kTranspose>
-void scatter_lists(const BsrIndex& index, const A* values, const A* x, int vectors, int64_t limit, int32_t* cursor,
-                   A* y) {
+SNIPKERN_NOINLINE void scatter_lists(const BsrIndex& index, const A* values, const A* x, int vectors, int64_t limit,
+                                     int32_t* cursor, A* y) {
   constexpr int kN = kLanes<A>;
   const ScatterLists<kTranspose> lists{index};
   const int64_t stride = vectors * kN;

@@ -1,5 +1,7 @@
 #include "cpu/conv2d_bsr.h"
 
+#include "cpu/conv_walk.h"
+
 #define SNIPKERN_KERNEL "cpu/conv2d_bsr.kernel.h"
 #include "cpu/foreach_tier.h"
 

@@ -7,7 +7,7 @@
 // gradient. The lists go block by block, so that what a block's columns read is
 // still in L1.
 
-#include "cpu/conv_weight_grad.kernel.h"
+#include "cpu/conv_lists.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -44,7 +44,7 @@ void conv2d_bsr(const Conv2dBsr& call, const TaskRunner& run) {
   const ConvPlan plan(call.shape, ConvDirection::kForward, weights, kVectors<A>);
   const RowLists rows = block_row_lists(call.index, run);
   const PlacedRows<A> placed = place_rows(plan, rows, static_cast<const T*>(call.values), run);
-  convolve<T, kStripLimit>(
+  convolve<T>(
       {plan, static_cast<const T*>(call.x), placed.lists, static_cast<const T*>(call.bias), static_cast<T*>(call.y)},
       run);
 }
@@ -111,10 +111,10 @@ void conv2d_bsr_input_grad(const Conv2dBsrInputGrad& call, const TaskRunner& run
   using A = accumulator_t<T>;
   if (call.shape.batch == 0 || call.shape.size[0] == 0 || call.shape.size[1] == 0) return;
   const ConvPlan plan(call.shape, ConvDirection::kInputGrad, {call.index.nnz(), 1}, kVectors<A>);
-  convolve<T, 1>({plan, static_cast<const T*>(call.grad),
-                  block_column_lists(plan, call.index, static_cast<const T*>(call.values), run), nullptr,
-                  static_cast<T*>(call.grad_x)},
-                 run);
+  convolve<T>({plan, static_cast<const T*>(call.grad),
+               block_column_lists(plan, call.index, static_cast<const T*>(call.values), run), nullptr,
+               static_cast<T*>(call.grad_x)},
+              run);
 }
 
 template <typename T>
@@ -124,8 +124,9 @@ void conv2d_bsr_weight_grad(const Conv2dBsrWeightGrad& call, const TaskRunner& r
   const ConvPlan plan(call.shape, ConvDirection::kForward, weights, kVectors<A>);
   const RowLists rows = block_row_lists(call.index, run);
   const PlacedRows<A> placed = place_rows<T>(plan, rows, nullptr, run);
-  convolve_weight_grad<T, kStripLimit>(plan, placed.lists, placed.order, static_cast<const T*>(call.x),
-                                       static_cast<const T*>(call.grad), static_cast<T*>(call.values), run);
+  convolve_weight_grad<T>({plan, placed.lists, placed.order, static_cast<const T*>(call.x),
+                           static_cast<const T*>(call.grad), static_cast<T*>(call.values)},
+                          run);
 }
 
 }  // namespace

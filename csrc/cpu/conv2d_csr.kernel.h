@@ -1,6 +1,6 @@
 // See conv2d_csr.h and conv_plan.h. Compiled once per ISA tier.
 
-#include "cpu/conv_weight_grad.kernel.h"
+#include "cpu/conv_lists.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -14,7 +14,7 @@ void conv2d_csr(const Conv2dCsr& call, const TaskRunner& run) {
   const ConvPlan plan(call.shape, ConvDirection::kForward, {kept, 1}, kVectors<A>);
   const RowLists rows{call.ptr, call.index, nullptr, call.shape.out_channels, 1};
   const PlacedRows<A> placed = place_rows(plan, rows, static_cast<const T*>(call.values), run);
-  convolve<T, 1>(
+  convolve<T>(
       {plan, static_cast<const T*>(call.x), placed.lists, static_cast<const T*>(call.bias), static_cast<T*>(call.y)},
       run);
 }
@@ -56,7 +56,7 @@ void conv2d_csr_input_grad(const Conv2dCsrInputGrad& call, const TaskRunner& run
   if (call.shape.batch == 0 || call.shape.size[0] == 0 || call.shape.size[1] == 0) return;
   const int64_t kept = call.ptr[call.shape.in_channels * call.shape.kernel[0] * call.shape.kernel[1]];
   const ConvPlan plan(call.shape, ConvDirection::kInputGrad, {kept, 1}, kVectors<A>);
-  convolve<T, 1>(
+  convolve<T>(
       {plan, static_cast<const T*>(call.grad), column_lists<T>(plan, call, run), nullptr, static_cast<T*>(call.grad_x)},
       run);
 }
@@ -68,8 +68,9 @@ void conv2d_csr_weight_grad(const Conv2dCsrWeightGrad& call, const TaskRunner& r
   const ConvPlan plan(call.shape, ConvDirection::kForward, {kept, 1}, kVectors<A>);
   const RowLists rows{call.ptr, call.index, nullptr, call.shape.out_channels, 1};
   const PlacedRows<A> placed = place_rows<T>(plan, rows, nullptr, run);
-  convolve_weight_grad<T, 1>(plan, placed.lists, placed.order, static_cast<const T*>(call.x),
-                             static_cast<const T*>(call.grad), static_cast<T*>(call.values), run);
+  convolve_weight_grad<T>({plan, placed.lists, placed.order, static_cast<const T*>(call.x),
+                           static_cast<const T*>(call.grad), static_cast<T*>(call.values)},
+                          run);
 }
 
 }  // namespace

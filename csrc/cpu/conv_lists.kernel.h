@@ -1,39 +1,24 @@
 // The weights of a convolution as lists of taps. No include guard: compiled
 // once per tier and kernel file.
 
-#include "cpu/conv_tiles.kernel.h"
+#include "cpu/simd.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
+
+// The walks have files of their own, conv_sum.cpp and conv_weight_grad.cpp: compiling them takes long.
+template <typename T>
+void convolve(const Convolution<T>& call, const TaskRunner& run);
+template <typename T>
+void convolve_weight_grad(const ConvWeightGrad<T>& call, const TaskRunner& run);
+
 namespace {
 
-// The weights as lists of taps (see conv_plan.h). A group of `height` channels
-// shares its lists.
-template <typename A>
-struct TapLists {
-  const int32_t* ptr;      // [groups * lists + 1]: where each list of a group begins
-  const int32_t* offsets;  // slab vectors from a position to the tap
-  const int32_t* starts;   // [groups + 1]: values before a group; null where that
-                           // is ptr[group * lists]
-  const A* values;         // group by group, its channels one after the other; null for
-                           // a weight gradient
-  int64_t height, lists;
+// Sums of one register tile: 16 of 32 registers, or 12 of 16, leave room for the operands.
+constexpr int kTileLimit = SNIPKERN_VECTOR_BYTES == 64 ? 16 : 12;
 
-  int64_t groups(int64_t channels) const { return (channels + height - 1) / height; }
-  int64_t values_before(int64_t group) const { return starts != nullptr ? starts[group] : ptr[group * lists]; }
-  // Taps of each channel of a group.
-  int64_t length(int64_t group) const { return ptr[(group + 1) * lists] - ptr[group * lists]; }
-  // Position among the values of the first of a list, of the channel at `row`
-  // of the group.
-  int64_t position(int64_t group, int64_t list, int64_t row) const {
-    return values_before(group) + row * length(group) + ptr[group * lists + list] - ptr[group * lists];
-  }
-  TapList<A> list(int64_t group, int64_t number, int64_t row) const {
-    const int64_t i = group * lists + number;
-    return {offsets + ptr[i], ptr[i + 1] - ptr[i], values == nullptr ? nullptr : values + position(group, number, row),
-            length(group)};
-  }
-};
+template <typename A>
+constexpr ConvVectors kVectors{kLanes<A>, SNIPKERN_VECTOR_BYTES, kTileLimit};
 
 // Row lists of the weight's view: a group's channels keep the same columns.
 struct RowLists {
@@ -108,11 +93,11 @@ PlacedRows<accumulator_t<T>> place_rows(const ConvPlan& plan, const RowLists& ro
       plan.place_sorted(rows.columns, first, first + length, next, offsets, order + start - first);
       const int64_t height = length == 0 ? 0 : (rows.values_before(group + 1) - start) / length;
       for (int64_t r = height - 1; r >= 0; --r) {
-        for (int64_t k = 0; k < length; ++k) {
-          const int32_t from = static_cast<int32_t>(start + r * length + order[start + k]);
-          if (sorted != nullptr) sorted[start + r * length + k] = widen_one(values + from);
-          if (r > 0) order[start + r * length + k] = from;
+        const int64_t own = start + r * length;
+        for (int64_t k = 0; sorted != nullptr && k < length; ++k) {
+          sorted[own + k] = widen_one(values + own + order[start + k]);
         }
+        for (int64_t k = 0; r > 0 && k < length; ++k) order[own + k] = static_cast<int32_t>(own + order[start + k]);
       }
       for (int64_t k = 0; k < length; ++k) order[start + k] += static_cast<int32_t>(start);
       for (int64_t tap = lists - 1; tap > 0; --tap) next[tap] = next[tap - 1];

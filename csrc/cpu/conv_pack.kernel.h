@@ -2,7 +2,7 @@
 // patch of a unit (see conv_plan.h). No include guard: compiled once per tier
 // and kernel file.
 
-#include "cpu/simd.kernel.h"
+#include "cpu/conv_lists.kernel.h"
 
 namespace snipkern {
 namespace SNIPKERN_TIER {
@@ -17,7 +17,7 @@ struct UnitLanes {
   int64_t out[kN];                  // first output entry, of channel 0
   int64_t rows[kN], cols[kN];       // output entries that exist
 
-  UnitLanes(const ConvPlan& plan, int64_t number) {
+  SNIPKERN_NOINLINE UnitLanes(const ConvPlan& plan, int64_t number) {
     const int64_t source_plane = plan.source_size[0] * plan.source_size[1];
     const int64_t out_plane = plan.out_size[0] * plan.out_size[1];
     for (int lane = 0; lane < kN; ++lane) {
@@ -55,8 +55,8 @@ struct LaneRuns {
 
 // rows[j] holds element i + j of every lane; zeros where a lane has none.
 template <typename T>
-__attribute__((noinline)) void load_partial(const LaneRuns<const T, kLanes<accumulator_t<T>>>& runs, int64_t i,
-                                            Vec<accumulator_t<T>>* rows) {
+SNIPKERN_NOINLINE void load_partial(const LaneRuns<const T, kLanes<accumulator_t<T>>>& runs, int64_t i,
+                                    Vec<accumulator_t<T>>* rows) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   for (int lane = 0; lane < kN; ++lane) {
@@ -84,11 +84,9 @@ inline __attribute__((always_inline)) void pack_run(const LaneRuns<const T, kLan
     const int64_t first = count >= kN ? std::min(i, count - kN) : 0;
     Vec<A> rows[kN];
     if (first >= runs.common_low && first + kN <= runs.common_high) {
-#pragma GCC unroll 16
-      for (int lane = 0; lane < kN; ++lane) rows[lane] = widen(runs.from[lane] + first);
+      SNIPKERN_UNROLL for (int lane = 0; lane < kN; ++lane) rows[lane] = widen(runs.from[lane] + first);
       transpose<A>(rows);
-#pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) place(first + j, rows[j]);
+      SNIPKERN_UNROLL for (int j = 0; j < kN; ++j) place(first + j, rows[j]);
     } else {
       load_partial<T>(runs, first, rows);
       const int wide = static_cast<int>(std::min<int64_t>(kN, count - first));
@@ -99,8 +97,8 @@ inline __attribute__((always_inline)) void pack_run(const LaneRuns<const T, kLan
 
 // Packs what the patches of one vector read of source channels [begin, end).
 template <typename T>
-void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* source, int64_t begin,
-                 int64_t end, accumulator_t<T>* slab) {
+SNIPKERN_NOINLINE void pack_source(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes,
+                                   const T* source, int64_t begin, int64_t end, accumulator_t<T>* slab) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t line = plan.source_size[1], plane = plan.source_size[0] * line;
@@ -171,8 +169,8 @@ inline void for_each_out_run(const ConvPlan& plan, const UnitLanes<kN>& lanes, i
 // Packs the gradient at all positions of patches, zero where there is none:
 // [patch rows][patch cols] vectors.
 template <typename T>
-void pack_gradient(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const T* grad,
-                   int64_t channel, int64_t channels, accumulator_t<T>* packed) {
+SNIPKERN_NOINLINE void pack_gradient(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes,
+                                     const T* grad, int64_t channel, int64_t channels, accumulator_t<T>* packed) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   for_each_out_run(plan, lanes, channel, channels, 0, plan.patch[0], grad,
@@ -185,8 +183,8 @@ void pack_gradient(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>
 
 // Writes elements [i, i + kLanes) of the runs from packed vectors.
 template <typename T>
-__attribute__((noinline)) void store_partial(const LaneRuns<T, kLanes<accumulator_t<T>>>& runs, int64_t i,
-                                             const Vec<accumulator_t<T>>* rows) {
+SNIPKERN_NOINLINE void store_partial(const LaneRuns<T, kLanes<accumulator_t<T>>>& runs, int64_t i,
+                                     const Vec<accumulator_t<T>>* rows) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   for (int lane = 0; lane < kN; ++lane) {
     const int64_t count = std::min<int64_t>(kN, runs.high[lane] - i);
@@ -204,8 +202,7 @@ void unpack_run(const accumulator_t<T>* packed, int64_t count, int64_t depth,
     const int64_t first = count >= kN ? std::min(i, count - kN) : i;
     Vec<A> rows[kN];
     if (first + kN <= count) {
-#pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) rows[j] = load(packed + (first + j) * depth * kN);
+      SNIPKERN_UNROLL for (int j = 0; j < kN; ++j) rows[j] = load(packed + (first + j) * depth * kN);
     } else {
       for (int j = 0; j < kN; ++j) rows[j] = first + j < count ? load(packed + (first + j) * depth * kN) : Vec<A>{};
     }
@@ -214,15 +211,16 @@ void unpack_run(const accumulator_t<T>* packed, int64_t count, int64_t depth,
       store_partial<T>(runs, first, rows);
       continue;
     }
-    for (int lane = 0; lane < kN; ++lane) narrow(runs.from[lane] + first, rows[lane]);
+    SNIPKERN_UNROLL for (int lane = 0; lane < kN; ++lane) narrow(runs.from[lane] + first, rows[lane]);
   }
 }
 
 // Writes rows [begin, end) of positions of the patches of one vector, all
 // phases of them.
 template <typename T>
-void unpack_rows(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes, const accumulator_t<T>* packed,
-                 int64_t channel, int64_t channels, int64_t begin, int64_t end, T* out) {
+SNIPKERN_NOINLINE void unpack_rows(const ConvPlan& plan, const UnitLanes<kLanes<accumulator_t<T>>>& lanes,
+                                   const accumulator_t<T>* packed, int64_t channel, int64_t channels, int64_t begin,
+                                   int64_t end, T* out) {
   constexpr int kN = kLanes<accumulator_t<T>>;
   for_each_out_run(plan, lanes, channel, channels, begin, end, out,
                    [&](const LaneRuns<T, kN>& runs, int64_t at, int64_t length) {

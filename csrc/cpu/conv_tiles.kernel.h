@@ -8,22 +8,9 @@ namespace snipkern {
 namespace SNIPKERN_TIER {
 namespace {
 
-// Sums of one register tile: 16 of 32 registers, or 12 of 16, leave room for
-// the operands.
-constexpr int kTileLimit = SNIPKERN_VECTOR_BYTES == 64 ? 16 : 12;
 // Most channels of a strip, a power of two; these take turns at reading a
 // vector of the slab once.
 constexpr int kStripLimit = SNIPKERN_VECTOR_BYTES == 64 ? 8 : 4;
-
-// What a strip of channels sums: slab offsets of the taps, in vectors, and each
-// channel's values, `pitch` apart (null for a weight gradient).
-template <typename A>
-struct TapList {
-  const int32_t* offsets;
-  int64_t count;
-  const A* values;
-  int64_t pitch;
-};
 
 // Positions in a buffer of vectors: sums to write or gradients to read, of each
 // channel of a strip.
@@ -40,8 +27,8 @@ template <typename A, int kStrip, int kRows, int kCols>
 void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* bias, const Tile<A>& out) {
   constexpr int kN = kLanes<A>;
   Vec<A> sums[kStrip][kRows * kCols];
-  for (int s = 0; s < kStrip; ++s) {
-    for (int i = 0; i < kRows * kCols; ++i) {
+  SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
+    SNIPKERN_UNROLL for (int i = 0; i < kRows * kCols; ++i) {
       const A* at = out.data + (s * out.channel + i / kCols * out.row + i % kCols * out.col) * kN;
       sums[s][i] = bias != nullptr ? broadcast<Vec<A>>(bias[s]) : load(at);
     }
@@ -50,11 +37,12 @@ void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* b
     const A* at = x + static_cast<int64_t>(list.offsets[k]) * kN;
     Vec<A> read[kStrip == 1 ? 1 : kRows * kCols];
     if constexpr (kStrip > 1) {
-      for (int i = 0; i < kRows * kCols; ++i) read[i] = load(at + (i / kCols * row_stride + i % kCols) * kN);
+      SNIPKERN_UNROLL for (int i = 0; i < kRows * kCols; ++i) read[i] =
+          load(at + (i / kCols * row_stride + i % kCols) * kN);
     }
-    for (int s = 0; s < kStrip; ++s) {
+    SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
       const Vec<A> w = broadcast<Vec<A>>(list.values[s * list.pitch + k]);
-      for (int i = 0; i < kRows * kCols; ++i) {
+      SNIPKERN_UNROLL for (int i = 0; i < kRows * kCols; ++i) {
         if constexpr (kStrip == 1) {
           sums[s][i] = multiply_add<A>(w, load(at + (i / kCols * row_stride + i % kCols) * kN), sums[s][i]);
         } else {
@@ -63,8 +51,8 @@ void sum_tile(const TapList<A>& list, const A* x, int64_t row_stride, const A* b
       }
     }
   }
-  for (int s = 0; s < kStrip; ++s) {
-    for (int i = 0; i < kRows * kCols; ++i) {
+  SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
+    SNIPKERN_UNROLL for (int i = 0; i < kRows * kCols; ++i) {
       store(out.data + (s * out.channel + i / kCols * out.row + i % kCols * out.col) * kN, sums[s][i]);
     }
   }
@@ -80,20 +68,21 @@ void dot_tile(const TapList<A>& list, const A* x, int64_t row_stride, const Tile
   constexpr int kWanted = (SNIPKERN_VECTOR_BYTES == 64 ? 4 : 2) / kStrip;
   constexpr int kChains = kWanted < 1 ? 1 : kSize < kWanted ? kSize : kWanted;
   Vec<A> dy[kStrip][kSize];
-  for (int s = 0; s < kStrip; ++s) {
-    for (int i = 0; i < kSize; ++i) {
+  SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
+    SNIPKERN_UNROLL for (int i = 0; i < kSize; ++i) {
       dy[s][i] = load(grad.data + (s * grad.channel + i / kCols * grad.row + i % kCols * grad.col) * kN);
     }
   }
   for (int64_t k = 0; k < list.count; ++k) {
     const A* at = x + static_cast<int64_t>(list.offsets[k]) * kN;
     Vec<A> chains[kStrip][kChains] = {};
-    for (int i = 0; i < kSize; ++i) {
+    SNIPKERN_UNROLL for (int i = 0; i < kSize; ++i) {
       const Vec<A> read = load(at + (i / kCols * row_stride + i % kCols) * kN);
-      for (int s = 0; s < kStrip; ++s) chains[s][i % kChains] = multiply_add<A>(dy[s][i], read, chains[s][i % kChains]);
+      SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) chains[s][i % kChains] =
+          multiply_add<A>(dy[s][i], read, chains[s][i % kChains]);
     }
-    for (int s = 0; s < kStrip; ++s) {
-      for (int i = 1; i < kChains; ++i) chains[s][0] += chains[s][i];
+    SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
+      SNIPKERN_UNROLL for (int i = 1; i < kChains; ++i) chains[s][0] += chains[s][i];
       A* sum = dots + (k * kStrip + s) * kN;
       store(sum, load(sum) + chains[s][0]);
     }
@@ -101,27 +90,40 @@ void dot_tile(const TapList<A>& list, const A* x, int64_t row_stride, const Tile
 }
 
 // The tiles of a strip by [rows][columns]: rows are powers of two.
-template <typename A, int kStrip>
+template <template <typename, int, int, int> class Make, typename A, int kStrip>
 struct TileTable {
   static constexpr int kLimit = kTileLimit / kStrip;
-  decltype(&sum_tile<A, kStrip, 1, 1>) sum[kLimit + 1][kLimit + 1] = {};
-  decltype(&dot_tile<A, kStrip, 1, 1>) dot[kLimit + 1][kLimit + 1] = {};
+  typename Make<A, kStrip, 1, 1>::Function at[kLimit + 1][kLimit + 1] = {};
 
   constexpr TileTable() { fill<1, 1>(); }
 
   template <int kRows, int kCols>
   constexpr void fill() {
     if constexpr (kRows * kCols <= kLimit) {
-      sum[kRows][kCols] = &sum_tile<A, kStrip, kRows, kCols>;
-      dot[kRows][kCols] = &dot_tile<A, kStrip, kRows, kCols>;
+      at[kRows][kCols] = Make<A, kStrip, kRows, kCols>::kFunction;
       fill<kRows, kCols + 1>();
     } else if constexpr (kCols > 1) {
       fill<2 * kRows, 1>();
     }
   }
 };
+
+// Two tables, so that a file compiles what it calls only.
+template <typename A, int kStrip, int kRows, int kCols>
+struct SumTile {
+  using Function = decltype(&sum_tile<A, kStrip, 1, 1>);
+  static constexpr Function kFunction = &sum_tile<A, kStrip, kRows, kCols>;
+};
 template <typename A, int kStrip>
-constexpr TileTable<A, kStrip> kTiles{};
+constexpr TileTable<SumTile, A, kStrip> kSumTiles{};
+
+template <typename A, int kStrip, int kRows, int kCols>
+struct DotTile {
+  using Function = decltype(&dot_tile<A, kStrip, 1, 1>);
+  static constexpr Function kFunction = &dot_tile<A, kStrip, kRows, kCols>;
+};
+template <typename A, int kStrip>
+constexpr TileTable<DotTile, A, kStrip> kDotTiles{};
 
 // Calls body(row, column, rows, columns) for tiles that cover the positions of
 // a rectangle.

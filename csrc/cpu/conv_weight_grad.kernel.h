@@ -10,8 +10,8 @@ namespace {
 // Adds a strip's dot products over a rectangle of a unit's positions to sums:
 // [strip][list.pitch].
 template <typename A, int kStrip>
-void dot_strip(const ConvPlan& plan, const ConvRect& rect, const TapList<A>& list, const A* slab, const A* grad,
-               A* sums) {
+SNIPKERN_NOINLINE void dot_strip(const ConvPlan& plan, const ConvRect& rect, const TapList<A>& list, const A* slab,
+                                 const A* grad, A* sums) {
   constexpr int kN = kLanes<A>;
   constexpr int64_t kBlock = 16 * kN / kStrip;
   static_assert(kBlock % kN == 0);
@@ -23,13 +23,13 @@ void dot_strip(const ConvPlan& plan, const ConvRect& rect, const TapList<A>& lis
     std::fill(dots, dots + (block.count + kN - 1) / kN * kN * kStrip * kN, A{});
     for_each_tile(shape, rect, [&](int64_t r, int64_t c, int64_t high, int64_t wide) {
       const Tile<const A> tile{grad + (r * width + c) * kN, width, 1, pitch};
-      kTiles<A, kStrip>.dot[high][wide](block, slab + (r * plan.row_stride + c) * kN, plan.row_stride, tile, dots);
+      kDotTiles<A, kStrip>.at[high][wide](block, slab + (r * plan.row_stride + c) * kN, plan.row_stride, tile, dots);
     });
     for (int64_t i = 0; i < block.count; i += kN) {
       const int count = static_cast<int>(std::min<int64_t>(kN, block.count - i));
-      for (int s = 0; s < kStrip; ++s) {
+      SNIPKERN_UNROLL for (int s = 0; s < kStrip; ++s) {
         Vec<A> rows[kN];
-        for (int j = 0; j < kN; ++j) rows[j] = load(dots + ((i + j) * kStrip + s) * kN);
+        SNIPKERN_UNROLL for (int j = 0; j < kN; ++j) rows[j] = load(dots + ((i + j) * kStrip + s) * kN);
         A* to = sums + s * list.pitch + k + i;
         narrow_partial(to, widen_partial(to, count) + sum_rows<A>(rows), count);
       }
@@ -38,12 +38,13 @@ void dot_strip(const ConvPlan& plan, const ConvRect& rect, const TapList<A>& lis
 }
 
 // Tasks cover slices of the units, each with sums of its own; these are added
-// in order of the slices, whatever thread made them. order[k] is where sum k
-// goes in `values`; null where that is k.
-template <typename T, int kMost>
-void convolve_weight_grad(const ConvPlan& plan, const TapLists<accumulator_t<T>>& lists, const int32_t* order,
-                          const T* x, const T* grad, T* values, const TaskRunner& run) {
+// in order of the slices, whatever thread made them.
+template <typename T>
+void weight_grad_units(const ConvWeightGrad<T>& call, const TaskRunner& run) {
   using A = accumulator_t<T>;
+  const ConvPlan& plan = call.plan;
+  const TapLists<A>& lists = call.lists;
+  T* const values = call.values;
   constexpr int kN = kLanes<A>;
   constexpr int64_t kMostSlices = 16, kMostSumBytes = 64 << 20;
   const int64_t groups = lists.groups(plan.out_channels), kept = lists.values_before(groups);
@@ -58,7 +59,7 @@ void convolve_weight_grad(const ConvPlan& plan, const TapLists<accumulator_t<T>>
   const int64_t positions = plan.patch_vectors(), widest = widest_strip(lists.height);
   const int64_t gathered = plan.clipped ? std::max(gathered_channels(plan), widest) : widest;
   A* sums = scratch<A>(Slot::kValues, split_up.tasks * kept);
-  const PackedSource<T> source(plan, x, split_up.parts > 1, run);
+  const PackedSource<T> source(plan, call.x, split_up.parts > 1, run);
   run(split_up.tasks * split_up.parts, [&](int64_t task) {
     const int64_t slice = task / split_up.parts, part = task % split_up.parts;
     const int64_t first = part_group(lists, groups, split_up.parts, part);
@@ -74,7 +75,7 @@ void convolve_weight_grad(const ConvPlan& plan, const TapLists<accumulator_t<T>>
       for (int64_t group = first; group < last; ++group) {
         const int64_t height = std::min(lists.height, plan.out_channels - group * lists.height);
         if (lists.length(group) == 0) continue;
-        for_each_strip<kMost>(height, [&](auto strip, int64_t row) {
+        for_each_strip(height, [&](auto strip, int64_t row) {
           constexpr int kStrip = decltype(strip)::value;
           const int64_t channel = group * lists.height + row;
           if (channel + kStrip > packed_end) {
@@ -84,7 +85,7 @@ void convolve_weight_grad(const ConvPlan& plan, const TapLists<accumulator_t<T>>
             for (int64_t c = packed_begin; c < packed_end; c += together) {
               for (int64_t d = 0; d < plan.depth; ++d) {
                 A* to = packed + ((c - packed_begin) * positions + d) * kN;
-                pack_gradient(plan, lanes[d], grad, c, together, to);
+                pack_gradient(plan, lanes[d], call.grad, c, together, to);
               }
             }
           }
@@ -106,17 +107,28 @@ void convolve_weight_grad(const ConvPlan& plan, const TapLists<accumulator_t<T>>
       const int count = static_cast<int>(std::min<int64_t>(kN, stop - k));
       Vec<A> sum{};
       for (int64_t slice = 0; slice < split_up.tasks; ++slice) sum += widen_partial(sums + slice * kept + k, count);
-      if (order == nullptr) {
+      if (call.order == nullptr) {
         narrow_partial(values + k, sum, count);
       } else {
         T narrowed[kN];
         narrow(narrowed, sum);
-        for (int i = 0; i < count; ++i) values[order[k + i]] = narrowed[i];
+        for (int i = 0; i < count; ++i) values[call.order[k + i]] = narrowed[i];
       }
     }
   });
 }
 
 }  // namespace
+
+template <typename T>
+void convolve_weight_grad(const ConvWeightGrad<T>& call, const TaskRunner& run) {
+  weight_grad_units(call, run);
+}
+
+template void convolve_weight_grad(const ConvWeightGrad<float>&, const TaskRunner&);
+template void convolve_weight_grad(const ConvWeightGrad<double>&, const TaskRunner&);
+template void convolve_weight_grad(const ConvWeightGrad<Half>&, const TaskRunner&);
+template void convolve_weight_grad(const ConvWeightGrad<BFloat16>&, const TaskRunner&);
+
 }  // namespace SNIPKERN_TIER
 }  // namespace snipkern

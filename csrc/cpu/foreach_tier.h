@@ -28,11 +28,18 @@
 #include "cpu/isa.h"
 
 // Before a short loop over vectors: unrolled whole, so that they stay in registers.
+// SNIPKERN_NO_UNROLL: before one whose body is long, and would only be compiled several times.
 #if defined(__clang__)
 #  define SNIPKERN_UNROLL _Pragma("unroll")
+#  define SNIPKERN_NO_UNROLL _Pragma("nounroll")
 #else
 #  define SNIPKERN_UNROLL _Pragma("GCC unroll 16")
+#  define SNIPKERN_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
+
+// Before a function whose body is long and whose calls are few for what it does: a copy of its own for every caller
+// would take the compiler long and serve nobody.
+#define SNIPKERN_NOINLINE __attribute__((noinline))
 
 #define SNIPKERN_TIER scalar
 #define SNIPKERN_VECTOR_BYTES 16

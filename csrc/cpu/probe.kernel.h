@@ -15,11 +15,11 @@ inline float multiply_adds(int64_t passes) {
   for (int64_t pass = 0; pass < passes; ++pass) {
     asm volatile("" : "+m"(factor), "+m"(term));  // else a clever compiler finds the limit of the series
     for (int step = 0; step < kSteps; ++step) {
-      for (int i = 0; i < kSums; ++i) sums[i] = multiply_add<float>(sums[i], factor, term);
+      SNIPKERN_UNROLL for (int i = 0; i < kSums; ++i) sums[i] = multiply_add<float>(sums[i], factor, term);
     }
   }
   Vec<float> total = sums[0];
-  for (int i = 1; i < kSums; ++i) total += sums[i];
+  SNIPKERN_UNROLL for (int i = 1; i < kSums; ++i) total += sums[i];
   return total[0];
 }
 
@@ -34,11 +34,11 @@ inline float read(const float* data, int64_t count, int64_t passes) {
   for (int64_t pass = 0; pass < passes; ++pass) {
     asm volatile("" : : "r"(data) : "memory");  // every pass reads anew
     for (int64_t at = 0; at < count; at += kLoads * kLanes<float>) {
-      for (int i = 0; i < kLoads; ++i) sums[i] += load(data + at + i * kLanes<float>);
+      SNIPKERN_UNROLL for (int i = 0; i < kLoads; ++i) sums[i] += load(data + at + i * kLanes<float>);
     }
   }
   Vec<float> total = sums[0];
-  for (int i = 1; i < kLoads; ++i) total += sums[i];
+  SNIPKERN_UNROLL for (int i = 1; i < kLoads; ++i) total += sums[i];
   return total[0];
 }
 

@@ -47,7 +47,7 @@ void finish_gates(const Lists<A>& weight, const I* index, const A* state_bias, c
         }
         add_row<kVectors>(weight, index, row, h + lane, samples, sums[gate]);
       }
-      SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const auto finish = [&](int v) __attribute__((always_inline)) {
         const int64_t at = unit * samples + lane + v * kLanes<A>, block = hidden * samples;
         const auto save = [&](int place, Vec<A> value) {
           if (saved != nullptr) store(saved + place * block + at, value);
@@ -69,19 +69,39 @@ void finish_gates(const Lists<A>& weight, const I* index, const A* state_bias, c
         } else {
           store(to + at, select<A>(sums[0][v] < Vec<A>{}, Vec<A>{}, sums[0][v]));
         }
+      };
+      // An LSTM's activations are so many that they overlap by themselves; unrolled, they take long to compile.
+      if constexpr (kCell == Cell::kLstm) {
+        SNIPKERN_NO_UNROLL for (int v = 0; v < kVectors; ++v) finish(v);
+      } else {
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) finish(v);
       }
     }
   }
 }
 
-template <Cell kCell, typename T>
+// The same for any cell and number of samples.
+template <typename A>
+SNIPKERN_NOINLINE void finish_gates(Cell cell, const Lists<A>& weight, const A* state_bias, const A* gates, const A* h,
+                                    int64_t hidden, int64_t samples, A* cells, A* to, A* saved) {
+  with_cell(cell, [&](auto kind) {
+    with_vectors<A>(samples, [&](auto vectors) {
+      with_index(weight.index, [&](auto* index) {
+        finish_gates<decltype(kind)::value, decltype(vectors)::value>(weight, index, state_bias, gates, h, hidden,
+                                                                      samples, cells, to, saved);
+      });
+    });
+  });
+}
+
+template <typename T>
 void forward_tile(const RecurrentCsr& call, const Weights<accumulator_t<T>>& weights,
                   const Biases<accumulator_t<T>>& biases, int64_t tile) {
   using A = accumulator_t<T>;
   const TileSteps steps(call, tile);
   const int64_t samples = steps.samples, first = steps.first_sample();
   const bool projects = weights.hr.there();
-  const int64_t cells = kCell == Cell::kLstm ? call.hidden : 0;
+  const int64_t cells = call.cell == Cell::kLstm ? call.hidden : 0;
   A* x = scratch<A>(Slot::kPackedInput,
                     (call.inputs + 2 * call.outputs + cells + (projects ? call.hidden : 0) + call.ih.rows) * samples);
   A* h = x + call.inputs * samples;
@@ -99,12 +119,7 @@ void forward_tile(const RecurrentCsr& call, const Weights<accumulator_t<T>>& wei
     multiply_lanes(weights.ih, biases.input, x, samples, gates);
     A* hidden = projects ? whole : next;
     A* saved = call.saved == nullptr ? nullptr : steps.saved<A>(place);
-    with_vectors<A>(samples, [&](auto vectors) {
-      with_index(weights.hh.index, [&](auto* index) {
-        finish_gates<kCell, decltype(vectors)::value>(weights.hh, index, biases.state, gates, h, call.hidden, samples,
-                                                      cell, hidden, saved);
-      });
-    });
+    finish_gates<A>(call.cell, weights.hh, biases.state, gates, h, call.hidden, samples, cell, hidden, saved);
     if (projects) multiply_lanes<A>(weights.hr, nullptr, whole, samples, next);
     std::swap(h, next);
     clear_lanes(h, call.outputs, active, samples);
@@ -121,10 +136,8 @@ template <typename T>
 void recurrent_csr(const RecurrentCsr& call, const TaskRunner& run) {
   const Weights<accumulator_t<T>> weights = wide_weights<T>(call);
   const Biases<accumulator_t<T>> biases = joined_biases<T>(call);
-  with_cell(call.cell, [&](auto cell) {
-    run_if_worth(run, recurrent_work(call), recurrent_tiles(call.batch),
-                 [&](int64_t tile) { forward_tile<decltype(cell)::value, T>(call, weights, biases, tile); });
-  });
+  run_if_worth(run, recurrent_work(call), recurrent_tiles(call.batch),
+               [&](int64_t tile) { forward_tile<T>(call, weights, biases, tile); });
 }
 
 }  // namespace

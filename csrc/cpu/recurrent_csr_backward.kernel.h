@@ -53,6 +53,11 @@ void gate_gradients(const GateGradients<A>& call, int64_t size) {
   }
 }
 
+template <typename A>
+SNIPKERN_NOINLINE void gate_gradients(Cell cell, const GateGradients<A>& call, int64_t size) {
+  with_cell(cell, [&](auto kind) { gate_gradients<decltype(kind)::value>(call, size); });
+}
+
 // One thread's memory for a tile: arrays of [features][samples], some of them for all steps that are summed together.
 template <typename A>
 struct BackwardTile {
@@ -114,7 +119,7 @@ const accumulator_t<T>* cell_before(const TileSteps& steps, int64_t place, accum
 }
 
 // Step `place` of a tile, whose gate gradients and inputs become number `slot` of those that are summed together.
-template <Cell kCell, typename T>
+template <typename T>
 void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t<T>>& weights, const TileSteps& steps,
                    const BackwardTile<accumulator_t<T>>& own, int64_t place, int64_t slot) {
   using A = accumulator_t<T>;
@@ -123,6 +128,7 @@ void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t
   const int64_t hidden = forward.hidden, outputs = forward.outputs, size = hidden * samples;
   const int64_t active = steps.active(place), before = steps.active(place - 1), after = steps.active(place + 1);
   const bool projects = weights.hr.there();
+  const Cell cell = forward.cell;
   A* const dgates = own.dgates + slot * own.gate_rows * samples;
   A* const state_gates = dgates + (own.gate_rows - own.gates) * samples;
   A* const h = own.h + slot * outputs * samples;
@@ -142,8 +148,8 @@ void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t
   gradients.input_gates = dgates;
   gradients.state_gates = state_gates;
   gradients.before = h;
-  if constexpr (kCell == Cell::kLstm || kCell == Cell::kGru) gradients.saved = steps.saved<A>(place);
-  if constexpr (kCell == Cell::kLstm) {
+  if (cell == Cell::kLstm || cell == Cell::kGru) gradients.saved = steps.saved<A>(place);
+  if (cell == Cell::kLstm) {
     join_lanes<T>(call.grad_c_n, first, hidden, after, active, samples, own.dcell);
     gradients.before = cell_before<T>(steps, place, own.before);
     if (projects) {
@@ -160,17 +166,17 @@ void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t
       gradients.hidden = own.dwhole;
     }
   }
-  if constexpr (kCell == Cell::kRnnTanh || kCell == Cell::kRnnRelu) {
+  if (cell == Cell::kRnnTanh || cell == Cell::kRnnRelu) {
     pack_lanes(static_cast<const T*>(forward.output) + row * outputs, outputs, active, samples, own.before);
     gradients.after = own.before;
   }
-  gate_gradients<kCell>(gradients, size);
+  gate_gradients<A>(cell, gradients, size);
   clear_lanes(dgates, own.gate_rows, active, samples);
-  if constexpr (kCell != Cell::kGru) std::fill(own.dh, own.dh + outputs * samples, A{});
+  if (cell != Cell::kGru) std::fill(own.dh, own.dh + outputs * samples, A{});
   add_transposed(weights.hh, state_gates, samples, own.dh);
   clear_lanes(own.dh, outputs, active, samples);
   leave_lanes<T>(own.dh, first, outputs, before, active, samples, call.grad_h0);
-  if constexpr (kCell == Cell::kLstm) {
+  if (cell == Cell::kLstm) {
     clear_lanes(own.dcell, hidden, active, samples);
     leave_lanes<T>(own.dcell, first, hidden, before, active, samples, call.grad_c0);
   }
@@ -182,7 +188,7 @@ void backward_step(const RecurrentCsrBackward& call, const Weights<accumulator_t
 }
 
 // All steps of a tile; its gradients of values and biases are added to `sums`.
-template <Cell kCell, typename T>
+template <typename T>
 void backward_tile(const RecurrentCsrBackward& call, const Weights<accumulator_t<T>>& weights, int64_t tile,
                    accumulator_t<T>* sums) {
   using A = accumulator_t<T>;
@@ -202,17 +208,17 @@ void backward_tile(const RecurrentCsrBackward& call, const Weights<accumulator_t
       add_value_gradient(weights.hr, own.doutput, forward.outputs * samples, own.whole, samples, slot,
                          sums + places.hr);
     }
-    if (call.grad_bias_ih != nullptr || (kCell != Cell::kGru && call.grad_bias_hh != nullptr)) {
+    if (call.grad_bias_ih != nullptr || (forward.cell != Cell::kGru && call.grad_bias_hh != nullptr)) {
       add_bias_gradient(own.dgates, step, own.gates, samples, slot, sums + places.bias_ih);
     }
-    if (kCell == Cell::kGru && call.grad_bias_hh != nullptr) {
+    if (forward.cell == Cell::kGru && call.grad_bias_hh != nullptr) {
       add_bias_gradient(state_gates, step, own.gates, samples, slot, sums + places.bias_hh);
     }
     slot = 0;
   };
   for (int64_t place = forward.steps - 1; place >= 0; --place) {
     if (steps.active(place) == 0) continue;
-    backward_step<kCell, T>(call, weights, steps, own, place, slot);
+    backward_step<T>(call, weights, steps, own, place, slot);
     if (++slot == own.together) settle();
   }
   if (slot > 0) settle();
@@ -234,14 +240,12 @@ void recurrent_csr_backward(const RecurrentCsrBackward& call, const TaskRunner& 
   const SumPlaces places(forward);
   const int64_t tiles = recurrent_tiles(forward.batch), chains = recurrent_chains(forward, places.size);
   A* sums = scratch<A>(Slot::kPartial, chains * places.size);
-  with_cell(forward.cell, [&](auto cell) {
-    run_if_worth(run, 2 * recurrent_work(forward), chains, [&](int64_t chain) {
-      A* own = sums + chain * places.size;
-      std::fill(own, own + places.size, A{});
-      for (int64_t tile = part_begin(tiles, chains, chain); tile < part_begin(tiles, chains, chain + 1); ++tile) {
-        backward_tile<decltype(cell)::value, T>(call, weights, tile, own);
-      }
-    });
+  run_if_worth(run, 2 * recurrent_work(forward), chains, [&](int64_t chain) {
+    A* own = sums + chain * places.size;
+    std::fill(own, own + places.size, A{});
+    for (int64_t tile = part_begin(tiles, chains, chain); tile < part_begin(tiles, chains, chain + 1); ++tile) {
+      backward_tile<T>(call, weights, tile, own);
+    }
   });
   const auto finish = [&](int64_t place, int64_t total, void* to) {
     if (to == nullptr) return;

@@ -26,7 +26,11 @@ void add_dots(const Lists<A>& weight, const I* index, const A* y, int64_t y_step
   const auto settle = [&] {
     for (int i = count; i < kN; ++i) waiting[i] = Vec<A>{};
     const Vec<A> sum = sum_rows<A>(waiting);
-    for (int i = 0; i < count; ++i) sums[place[i]] += sum[i];
+    if (count == kN) {
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) sums[place[i]] += sum[i];
+    } else {
+      for (int i = 0; i < count; ++i) sums[place[i]] += sum[i];
+    }
     count = 0;
   };
   for (int64_t row = 0; row < weight.rows; ++row) {
@@ -63,8 +67,8 @@ void add_dots(const Lists<A>& weight, const I* index, const A* y, int64_t y_step
 
 // The same for any number of steps that steps_together() allows.
 template <typename A>
-void add_value_gradient(const Lists<A>& weight, const A* y, int64_t y_step, const A* x, int64_t samples, int64_t steps,
-                        A* sums) {
+SNIPKERN_NOINLINE void add_value_gradient(const Lists<A>& weight, const A* y, int64_t y_step, const A* x,
+                                          int64_t samples, int64_t steps, A* sums) {
   with_index(weight.index, [&](auto* index) {
     with_vectors<A>(samples, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
@@ -85,7 +89,8 @@ void add_value_gradient(const Lists<A>& weight, const A* y, int64_t y_step, cons
 
 // sums [rows] += all lanes of y [steps][rows][samples].
 template <typename A>
-void add_bias_gradient(const A* y, int64_t y_step, int64_t rows, int64_t samples, int64_t steps, A* sums) {
+SNIPKERN_NOINLINE void add_bias_gradient(const A* y, int64_t y_step, int64_t rows, int64_t samples, int64_t steps,
+                                         A* sums) {
   constexpr int kN = kLanes<A>;
   for (int64_t row = 0; row < rows; row += kN) {
     const int count = static_cast<int>(std::min<int64_t>(kN, rows - row));

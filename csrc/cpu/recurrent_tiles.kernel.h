@@ -100,7 +100,8 @@ inline double recurrent_work(const RecurrentCsr& call) {
 
 // Packs `count` rows [count, features] as the first lanes of [features][samples]; zeros are the others.
 template <typename T>
-void pack_lanes(const T* rows, int64_t features, int64_t count, int64_t samples, accumulator_t<T>* to) {
+SNIPKERN_NOINLINE void pack_lanes(const T* rows, int64_t features, int64_t count, int64_t samples,
+                                  accumulator_t<T>* to) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   for (int64_t feature = 0; feature < features; feature += kN) {
@@ -116,14 +117,15 @@ void pack_lanes(const T* rows, int64_t features, int64_t count, int64_t samples,
 
 // Writes the first `count` lanes of [features][samples] to rows [count, features].
 template <typename T>
-void unpack_lanes(const accumulator_t<T>* from, int64_t features, int64_t count, int64_t samples, T* rows) {
+SNIPKERN_NOINLINE void unpack_lanes(const accumulator_t<T>* from, int64_t features, int64_t count, int64_t samples,
+                                    T* rows) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   for (int64_t feature = 0; feature < features; feature += kN) {
     const int wide = static_cast<int>(std::min<int64_t>(kN, features - feature));
     for (int64_t lane = 0; lane < count; lane += kN) {
       Vec<A> block[kN];
-      for (int i = 0; i < kN; ++i) {
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) {
         block[i] = i < wide ? load(from + (feature + i) * samples + lane) : Vec<A>{};
       }
       transpose<A>(block);
@@ -135,8 +137,8 @@ void unpack_lanes(const accumulator_t<T>* from, int64_t features, int64_t count,
 
 // Lanes [begin, end) from rows [batch, features] of which the tile begins at `first`: samples that join.
 template <typename T>
-void join_lanes(const void* rows, int64_t first, int64_t features, int64_t begin, int64_t end, int64_t samples,
-                accumulator_t<T>* to) {
+SNIPKERN_NOINLINE void join_lanes(const void* rows, int64_t first, int64_t features, int64_t begin, int64_t end,
+                                  int64_t samples, accumulator_t<T>* to) {
   for (int64_t lane = begin; lane < end; ++lane) {
     const T* from = static_cast<const T*>(rows) + (first + lane) * features;
     for (int64_t feature = 0; feature < features; ++feature) to[feature * samples + lane] = widen_one(from + feature);
@@ -145,8 +147,8 @@ void join_lanes(const void* rows, int64_t first, int64_t features, int64_t begin
 
 // The same to rows: samples that have no further steps.
 template <typename T>
-void leave_lanes(const accumulator_t<T>* from, int64_t first, int64_t features, int64_t begin, int64_t end,
-                 int64_t samples, void* rows) {
+SNIPKERN_NOINLINE void leave_lanes(const accumulator_t<T>* from, int64_t first, int64_t features, int64_t begin,
+                                   int64_t end, int64_t samples, void* rows) {
   using A = accumulator_t<T>;
   for (int64_t lane = begin; lane < end; ++lane) {
     T* to = static_cast<T*>(rows) + (first + lane) * features;
@@ -158,7 +160,7 @@ void leave_lanes(const accumulator_t<T>* from, int64_t first, int64_t features, 
 
 // Zeros in the lanes from `count` on, whatever stood there: no sum over lanes may see it.
 template <typename A>
-void clear_lanes(A* values, int64_t features, int64_t count, int64_t samples) {
+SNIPKERN_NOINLINE void clear_lanes(A* values, int64_t features, int64_t count, int64_t samples) {
   if (count == samples) return;
   for (int64_t feature = 0; feature < features; ++feature) {
     std::fill(values + feature * samples + count, values + (feature + 1) * samples, A{});
@@ -205,16 +207,17 @@ inline __attribute__((always_inline)) void add_row(const Lists<A>& weight, const
 
 // to [rows][samples] = bias + weight times x; no bias: zeros.
 template <typename A>
-void multiply_lanes(const Lists<A>& weight, const A* bias, const A* x, int64_t samples, A* to) {
+SNIPKERN_NOINLINE void multiply_lanes(const Lists<A>& weight, const A* bias, const A* x, int64_t samples, A* to) {
   with_vectors<A>(samples, [&](auto vectors) {
     constexpr int kVectors = decltype(vectors)::value;
     with_index(weight.index, [&](auto* index) {
       for (int64_t lane = 0; lane < samples; lane += kVectors * kLanes<A>) {
         for (int64_t row = 0; row < weight.rows; ++row) {
           Vec<A> sums[kVectors];
-          for (int v = 0; v < kVectors; ++v) sums[v] = broadcast<Vec<A>>(bias == nullptr ? A{} : bias[row]);
+          SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] =
+              broadcast<Vec<A>>(bias == nullptr ? A{} : bias[row]);
           add_row<kVectors>(weight, index, row, x + lane, samples, sums);
-          for (int v = 0; v < kVectors; ++v) store(to + row * samples + lane + v * kLanes<A>, sums[v]);
+          SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) store(to + row * samples + lane + v * kLanes<A>, sums[v]);
         }
       }
     });
@@ -261,7 +264,7 @@ void add_transposed(const Lists<A>& weight, const I* index, const A* y, int64_t 
 }
 
 template <typename A>
-void add_transposed(const Lists<A>& weight, const A* y, int64_t samples, A* to) {
+SNIPKERN_NOINLINE void add_transposed(const Lists<A>& weight, const A* y, int64_t samples, A* to) {
   with_vectors<A>(samples, [&](auto vectors) {
     with_index(weight.index, [&](auto* index) {
       constexpr int kVectors = decltype(vectors)::value;

@@ -14,7 +14,7 @@ inline __attribute__((always_inline)) uint64_t greater(IntVec a, IntVec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps((__m256)(a > b)));
 #else
   uint64_t bits = 0;
-  for (int i = 0; i < kLanes<int32_t>; ++i) bits |= static_cast<uint64_t>(a[i] > b[i]) << i;
+  SNIPKERN_UNROLL for (int i = 0; i < kLanes<int32_t>; ++i) bits |= static_cast<uint64_t>(a[i] > b[i]) << i;
   return bits;
 #endif
 }
@@ -51,7 +51,7 @@ constexpr int64_t kPrefetchBytes = 4096;
 template <typename T>
 inline __attribute__((always_inline)) void prefetch_block(const T* from) {
   const char* ahead = reinterpret_cast<const char*>(from) + kPrefetchBytes;
-  for (size_t line = 0; line < kWordBits * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
+  SNIPKERN_UNROLL for (size_t line = 0; line < kWordBits * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
 }
 
 template <Score kScore, typename T>
@@ -66,7 +66,7 @@ void classify(const void* weight, const void* gradient, int64_t blocks, int32_t 
     uint64_t over = 0, under = 0;
     prefetch_block(w + block * kWordBits);
     if constexpr (kScore != Score::kMagnitude) prefetch_block(g + block * kWordBits);
-    for (int v = 0; v < kWordBits / kN; ++v) {
+    SNIPKERN_UNROLL for (int v = 0; v < kWordBits / kN; ++v) {
       const int64_t i = block * kWordBits + v * kN;
       const Vec<float> score = score_of<kScore>(w + i, g + i);
       const IntVec k = key<kScore>(score), size = (IntVec)absolute(score);
@@ -82,7 +82,7 @@ void classify(const void* weight, const void* gradient, int64_t blocks, int32_t 
   }
   classes.above_count = above;
   classes.inside_count = inside;
-  for (int i = 0; i < kN; ++i) classes.largest = std::max<int32_t>(classes.largest, maximum[i]);
+  SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) classes.largest = std::max<int32_t>(classes.largest, maximum[i]);
 }
 
 template <Score kScore, typename T>

@@ -1,3 +1,6 @@
+// Plain loops, which -O3 unrolls, and little to compile.
+#pragma GCC optimize("O3")
+
 #include "cpu/saliency_sums.h"
 
 #include <algorithm>

@@ -37,7 +37,11 @@ void dot_rows(const SddmmCsr& call, const I* index, const S* a, const S* b, int6
   const auto settle = [&] {
     for (int i = count; i < kN; ++i) waiting[i] = Vec<A>{};
     const Vec<A> sum = sum_rows<A>(waiting);
-    for (int i = 0; i < count; ++i) sums[place[i]] = first ? sum[i] : sums[place[i]] + sum[i];
+    if (count == kN) {
+      SNIPKERN_UNROLL for (int i = 0; i < kN; ++i) sums[place[i]] = first ? sum[i] : sums[place[i]] + sum[i];
+    } else {
+      for (int i = 0; i < count; ++i) sums[place[i]] = first ? sum[i] : sums[place[i]] + sum[i];
+    }
     count = 0;
   };
   for (int64_t row = begin; row < end; ++row) {

@@ -24,7 +24,7 @@ void multiply_group(const SpmmCsr& call, const I* index, const accumulator_t<T>*
     if (output < last) {
       if (call.bias != nullptr) {
         const A bias = widen_one(static_cast<const T*>(call.bias) + output);
-        for (int v = 0; v < kVectors; ++v) sums[0][v] = broadcast<Vec<A>>(bias);
+        SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) sums[0][v] = broadcast<Vec<A>>(bias);
       }
       const auto add = [&](int64_t k, Vec<A>* sum) __attribute__((always_inline)) {
         const Vec<A> weight = broadcast<Vec<A>>(values[k]);
@@ -39,8 +39,8 @@ void multiply_group(const SpmmCsr& call, const I* index, const accumulator_t<T>*
       }
       for (; k < end; ++k) add(k, sums[0]);
     }
-    for (int v = 0; v < kVectors; ++v) {
-      for (int s = 1; s < kSets; ++s) sums[0][v] += sums[s][v];
+    SNIPKERN_UNROLL for (int v = 0; v < kVectors; ++v) {
+      SNIPKERN_UNROLL for (int s = 1; s < kSets; ++s) sums[0][v] += sums[s][v];
       store(group + ((output - first) * kVectors + v) * kN, sums[0][v]);
     }
   }
@@ -74,9 +74,10 @@ const accumulator_t<T>* ordered_values(const SpmmCsr& call, const TaskRunner& ru
   const double work = 4.0 * nnz;
   const int64_t parts = task_count(work, 64);
   run_if_worth(run, work, parts, [&](int64_t part) {
-    for (int64_t k = part_begin(nnz, parts, part); k < part_begin(nnz, parts, part + 1); ++k) {
-      ordered[k] = widen_one(values + (call.order != nullptr ? call.order[k] : k));
-    }
+    const int64_t end = part_begin(nnz, parts, part + 1);
+    int64_t k = part_begin(nnz, parts, part);
+    if (call.order == nullptr) return convert(values, k, end, ordered);
+    for (; k < end; ++k) ordered[k] = widen_one(values + call.order[k]);
   });
   return ordered;
 }

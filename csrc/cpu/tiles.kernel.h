@@ -146,8 +146,8 @@ inline __attribute__((always_inline)) void load_transposed(const T* x, int64_t f
 
 // Packs features [begin, end) of one tile of x [batch, features] to [feature][lines]; missing samples become zeros.
 template <typename T, typename S>
-void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t tile, int64_t begin, int64_t end,
-               S* packed) {
+SNIPKERN_NOINLINE void pack_tile(const T* x, const Tiling<S>& tiling, int64_t features, int64_t tile, int64_t begin,
+                                 int64_t end, S* packed) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int64_t lines = tiling.lines(tile);
@@ -186,7 +186,8 @@ void pack(const T* x, const Tiling<S>& tiling, int64_t features, S* packed, cons
 
 // Writes kLanes packed outputs [output][vectors x lanes] of the tile that begins at `sample` to y [batch, outputs].
 template <typename T, int kVectors>
-void unpack_group(const accumulator_t<T>* group, int64_t batch, int64_t outputs, int64_t sample, int64_t output, T* y) {
+SNIPKERN_NOINLINE void unpack_group(const accumulator_t<T>* group, int64_t batch, int64_t outputs, int64_t sample,
+                                    int64_t output, T* y) {
   using A = accumulator_t<T>;
   constexpr int kN = kLanes<A>;
   const int wide = static_cast<int>(std::min<int64_t>(kN, outputs - output));

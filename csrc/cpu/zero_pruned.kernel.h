@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) Elements<E> keep(uint64_t bits, std::integ
 template <typename E, typename F>
 inline __attribute__((always_inline)) void for_vectors(uint64_t word, const F& f) {
   constexpr int kCount = Lanes<E>::kCount;
-  for (int lane = 0; lane < kMaskBits; lane += kCount) {
+  SNIPKERN_UNROLL for (int lane = 0; lane < kMaskBits; lane += kCount) {
     f(lane, keep<E>(word >> lane, std::make_integer_sequence<int, kCount>{}));
   }
 }

@@ -3,8 +3,10 @@
 A check runs wherever an op runs: in its fake (compiled and exported programs), in the reference kernel and, as the same
 requirements in C++, in ``csrc/bindings``. Messages read ``op: requirement (got ...)``.
 
-All sparse ops take a *topology*: the packed int32 index of :class:`snipkern.topology.Topology`. It is trusted: an index
-made elsewhere that points outside its matrix reads foreign memory. schema_bsr.py has the ops for whole blocks.
+All sparse ops take a *topology*: the packed int32 index of :class:`snipkern.topology.Topology`. Its size is checked,
+and by compiled kernels on the CPU that its lists begin at 0 and end at the number of kept weights; a GPU would have to
+be waited for. The rest is trusted: an index made elsewhere whose lists fall in between, or that names rows and columns
+outside its matrix, reads and writes foreign memory. schema_bsr.py has the ops for whole blocks.
 """
 
 from __future__ import annotations
