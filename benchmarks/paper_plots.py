@@ -10,7 +10,7 @@ import models
 import numpy as np
 from paper_figures import FIG_3
 from paper_methods import METHODS
-from paper_tables import curve_rows, fig_4_rows, trainings
+from paper_tables import curve_rows, fig_3_rows, fig_4_rows
 
 from snipkern import plots
 from snipkern.plots.figures import SEQUENTIAL, new_figure
@@ -68,10 +68,8 @@ def _fig_2(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def _fig_3(rows: Sequence[Row]) -> dict[str, Figure]:
     found: dict[float, list[float]] = {}
-    for row in trainings(rows):
-        alike = (row["model"], row["method"], row["keep"]) == ("lenet-300-100", "snip", 0.1)
-        if alike and row["scored"] in FIG_3 and not row["recipe"]["faithful"]:
-            found.setdefault(row["scored"], []).append(row["test_error"])
+    for row in fig_3_rows(rows):
+        found.setdefault(row["scored"], []).append(row["test_error"])
     if len(found) < 2:
         return {}
     lines = {"ours": found, "paper": {float(size): error for size, error in FIG_3.items()}}

@@ -18,7 +18,7 @@ from rich.table import Table
 from style import table
 from weights import INITIALISATIONS
 
-__all__ = ["curve_rows", "fig_4_rows", "show", "spread", "trainings"]
+__all__ = ["curve_rows", "fig_3_rows", "fig_4_rows", "show", "spread", "trainings"]
 
 Row = Mapping[str, Any]
 
@@ -173,14 +173,16 @@ def _fig_2(rows: Sequence[Row]) -> Table:
     return grid
 
 
+def fig_3_rows(rows: Sequence[Row]) -> list[Row]:
+    """LeNet-300-100 at 90 % by how many images were scored, trained alike."""
+    snip = ("lenet-300-100", "snip", 0.1)
+    mine = [r for r in trainings(rows) if (r["model"], r["method"], r["keep"]) == snip and r["scored"] in FIG_3]
+    return _alike(mine)
+
+
 def _fig_3(rows: Sequence[Row]) -> Table:
     grid = table("Fig. 3: LeNet-300-100 at 90 %, by images scored: test error, %", "images", "paper", "ours", "trained")
-    mine = [
-        r
-        for r in trainings(rows)
-        if (r["model"], r["method"], r["keep"]) == ("lenet-300-100", "snip", 0.1) and r["scored"] in FIG_3
-    ]
-    for (scored, *_), found in sorted(_groups(mine, "scored").items(), key=lambda item: item[0][0]):
+    for (scored, *_), found in sorted(_groups(fig_3_rows(rows), "scored").items(), key=lambda item: item[0][0]):
         grid.add_row(str(scored), f"{FIG_3[scored]:.2f}", _ours(found), _trained(found[0]))
     return grid
 
@@ -211,16 +213,17 @@ def _fig_4(rows: Sequence[Row]) -> Table:
 
 
 def curve_rows(rows: Sequence[Row]) -> list[Row]:
-    """LeNet-300-100 by many methods, trained alike: by the recipe that most networks have."""
-    mine = [
-        r
-        for r in trainings(rows)
-        if (r["model"] == "lenet-300-100" and r["scored"] in (0, 1000) and r["keep"] in (1.0, *CURVES))
-        and not r["recipe"]["faithful"]
-    ]
+    """LeNet-300-100 by many methods, trained alike."""
+    mine = [r for r in trainings(rows) if r["model"] == "lenet-300-100" and r["scored"] in (0, 1000)]
+    return _alike([r for r in mine if r["keep"] in (1.0, *CURVES)])
+
+
+def _alike(rows: Iterable[Row]) -> list[Row]:
+    """Of the recipe and data set that most of the networks have; none that were trained as published."""
     groups: dict[str, list[Row]] = {}
-    for row in mine:
-        groups.setdefault(json.dumps([row["recipe"], row["dataset"]], sort_keys=True), []).append(row)
+    for row in rows:
+        if not row["recipe"]["faithful"]:
+            groups.setdefault(json.dumps([row["recipe"], row["dataset"]], sort_keys=True), []).append(row)
     return max(groups.values(), key=len, default=[])
 
 
