@@ -36,7 +36,7 @@ from paper_runs import Run, train
 from rich.console import Console
 
 FORMAT = 1
-WIDTH = 140
+WIDTH = 176
 #: Experiments that run when none is named. CIFAR-10 wants a GPU, or days.
 USUAL = [name for name in EXPERIMENTS if name != "cifar"]
 DIGITS = "digits"
