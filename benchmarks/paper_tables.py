@@ -220,11 +220,7 @@ def curve_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _alike(rows: Iterable[Row]) -> list[Row]:
     """Of the recipe and data set that most of the networks have; none that were trained as published."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if not row["recipe"]["faithful"]:
-            groups.setdefault(json.dumps([row["recipe"], row["dataset"]], sort_keys=True), []).append(row)
-    return max(groups.values(), key=len, default=[])
+    return max(_groups(row for row in rows if not row["recipe"]["faithful"]).values(), key=len, default=[])
 
 
 def _curves(rows: Sequence[Row]) -> Table:
