@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from snipkern.engine.workload import Call
+from snipkern.nn.masked import guard_own_
 from snipkern.parallel.shards import is_sharded
 from snipkern.pool import Prunable
 from snipkern.scoring.backward import accumulated, recomputes
@@ -209,7 +210,7 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
         for name, buffer in module._buffers.items()
     ]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    # By these recurrent modules compute; torch.func.functional_call leaves its tensors in them.
+    # By these recurrent modules compute; torch.func.functional_call leaves its tensors in them, and guards on these.
     lists = [(module, list(module._flat_weights)) for module in model.modules() if isinstance(module, nn.RNNBase)]
     states = random_states(loader)
     try:
@@ -224,6 +225,7 @@ def preserved(model: nn.Module, loader: object) -> Generator[None]:
                     buffer.copy_(before)
         for recurrent, weights in lists:
             recurrent._flat_weights = weights
+        guard_own_(model)
         for parameter, grad in grads:
             parameter.grad = grad
         set_random_states(states)

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from snipkern.nn.masked import guard_own_
 from snipkern.nn.sparse_module import SparseModule
 from snipkern.nn.state import VALUES_SUFFIX
 
@@ -43,10 +42,7 @@ def called_with(
     """As ``torch.func.functional_call``, tied ones replaced together; names are the dense model's.
 
     Gradients of those tensors are those of all their entries: pruned ones that a guard would zero are left to whoever
-    asks for them. torch leaves the call's tensors in the lists by which recurrent modules compute:
-    :func:`gradients.preserved` puts those back, and must be around all such calls.
+    asks for them. torch leaves the call's tensors in the lists by which recurrent modules compute, and guards on them:
+    :func:`gradients.preserved` puts both back, and must be around all such calls.
     """
-    try:
-        return functional_call(module, own_names(module, tensors), tuple(args), dict(kwargs or {}))
-    finally:
-        guard_own_(module)
+    return functional_call(module, own_names(module, tensors), tuple(args), dict(kwargs or {}))
